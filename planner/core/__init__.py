@@ -1,0 +1,1 @@
+"""Values only: units, hardware, model, workload, candidate, estimates, plan, measurement, errors."""

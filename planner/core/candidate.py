@@ -1,0 +1,99 @@
+"""A way to run a model: the variant (what is written) and the placement (where and how it runs)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from planner.core.estimates import Estimate
+from planner.core.hardware import STRICT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """What a quantizer would write. METHOD, FORMAT and RUNTIME are three different things."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    method: str
+    """``gguf``, ``awq``, ``gptq``, ``bitsandbytes`` or ``none``."""
+    format: str
+    """``gguf``, ``awq-gemm``, ``gptq``, ``compressed-tensors``, ``safetensors`` …"""
+    runtime: str
+    """``llama.cpp``, ``vllm``, ``transformers`` …"""
+    type: str
+    """``Q4_K_M``; ``4bit``; ``nf4``; ``int8``; ``bf16``."""
+    group_size: int | None = None
+    """Weights per scale; -1 is a whole row; ``None`` where the type fixes it."""
+    imatrix: bool = False
+    act_order: bool = False
+
+    def label(self) -> str:
+        """Short name for a table: ``GGUF Q4_K_M``, ``AWQ 4bit g128``."""
+        group = "" if self.group_size is None else f" g{self.group_size}" if self.group_size > 0 else " per-row"
+        method = {"none": "", "bitsandbytes": "bitsandbytes "}.get(self.method, f"{self.method.upper()} ")
+        return f"{method}{self.type}{group}{' +imatrix' if self.imatrix else ''}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where the weights lie and how the runtime is set."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    context: int
+    kv_type: str = "f16"
+    gpu_layers: int = 0
+    """As llama.cpp counts: ``n_layer + 1`` includes the output layer."""
+    tensor_parallel: int = 1
+    ubatch: int = 512
+    batch: int = 2048
+    flash_attention: bool = True
+    sequences: int = 1
+    threads: int | None = None
+    depth: int = 0
+    prompt_tokens: int = 512
+    gpu_count: int = 0
+    """Devices used, in the profile's order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A variant and a placement with their predictions and the reasons for them."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    variant: Variant
+    placement: Placement
+    estimate: Estimate
+    reasons: tuple[str, ...] = ()
+    score: float | None = None
+    """Rank value under the objective, larger is better; comparable only within one recommendation."""
+    pareto: bool = False
+    """No other fitting candidate is at least as good in memory, speed and quality and better in one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """A candidate that was left out, and the number that decided it."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    method: str
+    type: str
+    reason: str
+    needed: float | None = None
+    available: float | None = None
+    unit: str | None = None
+    rule: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceEntry:
+    """A rule of the decision matrix that spoke."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    rule: str
+    effect: str
+    source: str

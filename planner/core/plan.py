@@ -1,0 +1,130 @@
+"""A plan: what will be run, on which machine, from which files, and what it should measure."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+from planner.core.candidate import Placement, Variant
+from planner.core.codec import content_sha256
+from planner.core.estimates import Estimate
+from planner.core.hardware import STRICT
+from planner.core.workload import Workload
+
+STEP_KINDS = ("convert", "imatrix", "quantize", "verify")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One typed step; it names no program and no path outside the output directory.
+
+    ``source`` is the ``name`` of an earlier step whose output it reads, or ``model`` for the plan's model.
+    ``output`` is a plain file or directory name inside the output directory.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    name: str
+    kind: str
+    method: str
+    source: str = "model"
+    output: str | None = None
+    type: str | None = None
+    group_size: int | None = None
+    imatrix: str | None = None
+    """Name of the step that makes the importance matrix."""
+    intermediate: bool = False
+    """The output is only read by a later step and is removed at the end."""
+    predicted_bytes: int | None = None
+    """Size of the output; preflight asks for this much disk."""
+    predicted_peak_bytes: int | None = None
+    """Most RAM the step should take; preflight asks for this much memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PinnedFile:
+    """A file of the model as it was when the plan was made."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    name: str
+    size_bytes: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanModel:
+    """The model a plan is for."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    name: str
+    architecture: str
+    kind: str
+    location: str
+    revision: str | None = None
+    parameter_count: int
+    shape_sha256: str
+    files: tuple[PinnedFile, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanHardware:
+    """The machine a plan is for: the hash, and the plain fields so that a mismatch prints as a diff."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    identity: str
+    name: str
+    fields: dict[str, str | int | float | list[str] | None]
+    simulated: bool = False
+    """Made with ``--profile``: it cannot be applied unless this machine is the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """What a measurement of the result should give; outside ``low`` … ``high`` is exit code 5."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    quantity: str
+    predicted: float
+    low: float
+    high: float
+    basis: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything ``apply`` needs, and nothing a stranger could abuse."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    format_version: str
+    qplan_version: str
+    created_at: str
+    model: PlanModel
+    hardware: PlanHardware
+    workload: Workload
+    variant: Variant
+    placement: Placement
+    estimate: Estimate
+    expectations: tuple[Expectation, ...]
+    steps: tuple[Step, ...]
+    tools: dict[str, str]
+    """Versions of the packages that will do the work, as seen when planning (empty: not installed)."""
+    artifact: str
+    """Name of the final file or directory inside the output directory."""
+    reasons: tuple[str, ...] = ()
+    content_sha256: str = ""
+    """SHA-256 of the canonical JSON of all other fields."""
+
+    def sealed(self) -> Plan:
+        """This plan with its ``content_sha256``."""
+        return dataclasses.replace(self, content_sha256=self.computed_sha256())
+
+    def computed_sha256(self) -> str:
+        """The hash the content has now."""
+        return content_sha256(dataclasses.replace(self, content_sha256=""))
