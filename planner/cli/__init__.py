@@ -1,1 +1,131 @@
-"""TODO"""
+"""The command line: one file per verb, which prints and decides nothing.
+
+stdout is the answer, stderr everything else. ``--help`` imports no verb but the one asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from planner import FORMAT_VERSION, __version__
+from planner.core.errors import Exit, QplanError
+
+VERBS: dict[str, tuple[str, str]] = {
+    "recommend": ("recommend", "say how to run a model best on this machine"),
+    "estimate": ("estimate", "size, memory, speed and quality of one way to run a model, or of many"),
+    "explain": ("explain", "print the arithmetic behind an estimate, term by term"),
+    "plan": ("plan", "write the recommendation as a plan"),
+    "show": ("show", "print a plan or a report for a person"),
+    "check": ("check", "check that a plan can be applied here and now"),
+    "apply": ("apply", "carry a plan out and measure the result"),
+    "verify": ("verify", "measure an artifact again"),
+    "probe": ("probe", "show what this machine has"),
+    "models": ("models", "list the models known by name, or show one"),
+    "methods": ("methods", "list the quantization methods"),
+    "profiles": ("profiles", "list the captured machines"),
+    "measurements": ("measurements", "list or export what was measured here"),
+    "doctor": ("doctor", "check this installation"),
+}
+
+
+class Verbs(click.Group):
+    """A group that imports a verb's module when it is called, and none for ``--help``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Verbs in the order of the table."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb's command, imported now."""
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"planner.cli.{VERBS[cmd_name][0]}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table of verbs without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in VERBS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with the nearest verb in the error."""
+        if args and args[0] not in VERBS:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], VERBS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else " See `qplan --help`."
+            raise click.UsageError(f"There is no command {args[0]!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.command(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "QPLAN"},
+    epilog="`qplan recommend llama-2-13b` is a good start.",
+)
+@click.version_option(__version__, prog_name="qplan")
+def cli() -> None:
+    """How to run a language model best on this machine, and then do it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with the code of ``planner.core.errors.Exit``."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; the exit code."""
+    try:
+        result = cli.main(args=list(arguments), standalone_mode=False)
+        return int(result) if isinstance(result, int) else Exit.DONE
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.UsageError as error:
+        error.show(sys.stderr)
+        return Exit.USAGE
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        return Exit.USAGE
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away (`qplan models | head`): nothing is wrong and nobody is there to be told.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.DONE
+    except QplanError as error:
+        return report_error(error, as_json="--json" in arguments)
+    except Exception as error:
+        if os.environ.get("QPLAN_DEBUG"):
+            raise
+        return report_error(
+            QplanError(
+                f"unexpected {type(error).__name__}: {error}",
+                hint="this is a bug in qplan; QPLAN_DEBUG=1 prints the traceback for a report",
+                code="internal",
+            ),
+            as_json="--json" in arguments,
+        )
+
+
+def report_error(error: QplanError, *, as_json: bool) -> int:
+    """Print an error for a person on stderr, and as a document on stdout where JSON was asked for."""
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {error.what} [{error.code}]", err=True)
+    for line in error.numbers.splitlines():
+        click.echo(f"  {line}", err=True)
+    if error.hint:
+        click.echo(f"{click.style('hint:', fg='cyan')} {error.hint}", err=True)
+    if as_json:
+        body = {"code": error.code, "message": error.what, "numbers": error.numbers, "hint": error.hint}
+        click.echo(json.dumps({"format_version": FORMAT_VERSION, "error": body}))
+    return error.exit_code

@@ -79,6 +79,8 @@ class ModelSource:
     """``catalog``, ``directory``, ``gguf``, ``hub`` or ``size``."""
     location: str
     """Catalog name, path or hub id."""
+    hub_id: str | None = None
+    """Where the weights of a catalog model are published."""
     revision: str | None = None
     files: tuple[SourceFile, ...] = ()
     source: str | None = None

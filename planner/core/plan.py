@@ -128,3 +128,15 @@ class Plan:
     def computed_sha256(self) -> str:
         """The hash the content has now."""
         return content_sha256(dataclasses.replace(self, content_sha256=""))
+
+    def making_steps(self) -> tuple[Step, ...]:
+        """Steps that make a file, in order."""
+        return tuple(step for step in self.steps if step.output is not None)
+
+    def artifact_step(self) -> Step:
+        """The step that makes the artifact."""
+        return next(step for step in self.steps if step.output == self.artifact)
+
+    def reference_steps(self) -> tuple[Step, ...]:
+        """The step whose 16-bit output quality is measured against, if the plan makes one."""
+        return tuple(step for step in self.steps if step.kind == "convert")

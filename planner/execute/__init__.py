@@ -1,1 +1,1 @@
-"""TODO"""
+"""Carry a plan out: preflight, steps in child processes, receipts so that a rerun resumes."""

@@ -1,1 +1,134 @@
-"""TODO"""
+"""Quantization methods: one row of ``data/methods.toml`` and one module of the same name each.
+
+A method module has a pure half, used for planning:
+
+``variants(model)``
+    what the method can make of the model, best known first;
+``tensor_bytes(model, variant)``
+    bytes of each tensor in the artifact, aligned with ``model.tensors``;
+``size(model, variant)``
+    bytes on disk;
+``blockers(model, variant, hardware)``
+    why it cannot run on this machine, empty if it can;
+``steps(model, variant)``
+    the typed steps that make it;
+``commands(model, candidate)``
+    text for a person: how to quantize by hand and how to serve.
+
+and a doing half, ``work(job, report)``, which runs only in a child process and imports what it needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Protocol, cast
+
+from planner.core.data import data_path
+from planner.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from planner.core.candidate import Candidate, Rejection, Variant
+    from planner.core.estimates import SizeEstimate
+    from planner.core.hardware import HardwareProfile
+    from planner.core.model import ModelSpec
+    from planner.core.plan import Step
+
+
+class Method(Protocol):
+    """The pure half of a method module."""
+
+    def variants(self, model: ModelSpec) -> tuple[Variant, ...]:
+        """What the method can make of the model."""
+
+    def tensor_bytes(self, model: ModelSpec, variant: Variant) -> tuple[int, ...]:
+        """Bytes of each tensor of ``model.tensors`` in the artifact."""
+
+    def size(self, model: ModelSpec, variant: Variant) -> SizeEstimate:
+        """Bytes on disk."""
+
+    def blockers(self, model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> tuple[Rejection, ...]:
+        """Why the variant cannot run on this machine."""
+
+    def steps(self, model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
+        """The typed steps that make the variant."""
+
+    def commands(self, model: ModelSpec, candidate: Candidate) -> dict[str, str]:
+        """Text for a person: ``quantize`` and ``serve``, and other ways to run it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodRow:
+    """A row of the method table."""
+
+    name: str
+    title: str
+    summary: str
+    calibration_text: str
+    executable: bool
+    """Whether ``qplan apply`` can carry it out; else the commands are printed for a person."""
+    licence: str
+    source: str
+    date: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraint:
+    """What a method's runtime needs of the machine."""
+
+    id: str
+    method: str
+    text: str
+    source: str
+    date: str
+    vendor: str
+    min_compute_capability: str
+    types: tuple[str, ...] = ()
+
+
+@cache
+def _table() -> dict[str, list[dict[str, object]]]:
+    return cast("dict[str, list[dict[str, object]]]", tomllib.loads(data_path("methods.toml").read_text("utf-8")))
+
+
+@cache
+def rows() -> tuple[MethodRow, ...]:
+    """All methods, in the table's order."""
+    return tuple(MethodRow(**row) for row in _table()["method"])  # type: ignore[arg-type]
+
+
+@cache
+def constraints(method: str) -> tuple[Constraint, ...]:
+    """What ``method`` needs of the machine."""
+    made = (Constraint(**{**row, "types": tuple(row.get("types", ()))}) for row in _table()["constraint"])  # type: ignore[arg-type]
+    return tuple(row for row in made if row.method == method)
+
+
+def names() -> tuple[str, ...]:
+    """Names of all methods."""
+    return tuple(row.name for row in rows())
+
+
+def row(name: str) -> MethodRow:
+    """The table's row of a method.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    for found in rows():
+        if found.name == name:
+            return found
+    raise UsageError(f"{name!r} is no method", hint=f"one of {', '.join(names())}", code="unknown-method")
+
+
+@cache
+def get(name: str) -> Method:
+    """The module of a method.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    row(name)
+    return cast("Method", importlib.import_module(f"planner.methods.{name}"))

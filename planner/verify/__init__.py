@@ -1,1 +1,1 @@
-"""TODO"""
+"""Measure an artifact (memory, speed, quality), compare with the plan, write the report."""

@@ -1,0 +1,376 @@
+"""The fits behind data/speed_model.toml: which rows, which formula, which priors."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from speed_rows import Rows, make_rows
+
+from planner.estimate import speed_terms
+from planner.estimate.speed_hardware import CLOCK_GHZ
+from planner.estimate.speed_terms import Case, Roles
+
+TYPES = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "IQ4", "MXFP4", "Q3_K", "IQ3", "Q2_K", "IQ2")
+GPU_BACKENDS = ("cuda", "rocm", "vulkan", "metal", "sycl")
+Prior = dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One fit. ``priors`` maps a pattern of factor names to (mean, sigma of the logarithm); the first match counts."""
+
+    name: str
+    select: Callable[[list[dict[str, object]]], Rows]
+    roles: Callable[[Case], Roles]
+    seconds: Callable[[Rows, dict[str, np.ndarray]], np.ndarray]
+    priors: Prior
+    always: Callable[[], list[str]] = list
+    huber: float = 0.08
+    noise: float = 0.15
+    offsets: bool = False
+
+    def prior(self, name: str) -> tuple[float, float]:
+        for pattern, (mean, sigma) in self.priors.items():
+            if re.fullmatch(pattern, name):
+                return math.log(mean), sigma
+        raise KeyError(f"{self.name} has no prior for {name}")
+
+
+NUISANCE: Prior = {
+    r"nuisance\.kind\.llama-bench": (1.0, 1e-3),
+    r"nuisance\.kind\..*": (1.0, 0.2),
+    r"nuisance\..*": (1.0, 0.15),
+}
+
+
+def _gpu(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    return [
+        r
+        for r in rows
+        if r["method"] == "gguf" and r["stratum"] not in ("cpu", "partial", "gpu_quant") and r["backend"] in GPU_BACKENDS
+    ]
+
+
+def _gpu_decode_rows(rows: list[dict[str, object]]) -> Rows:
+    return make_rows([r for r in _gpu(rows) if r["decode_tokens_per_second"]], "decode_tokens_per_second")
+
+
+def _gpu_decode(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
+    x = rows.x
+    unpack = np.where(np.isfinite(x["compute"]), 1 / x["compute"], 0.0)
+    args = {n: x[n] for n in ("weight_bytes", "params", "layers", "kv_bytes", "bandwidth")}
+    return sum(speed_terms.gpu_decode_seconds(**args, unpack=unpack, k=k))
+
+
+def _gpu_always(extra: tuple[str, ...]) -> Callable[[], list[str]]:
+    def names() -> list[str]:
+        return [f"{e}.{c}" for e in extra for c in (CLOCK_GHZ if "chip" in e else TYPES if "type" in e else GPU_BACKENDS)]
+
+    return names
+
+
+GPU_DECODE = Fit(
+    name="gpu_decode",
+    select=_gpu_decode_rows,
+    roles=speed_terms.gpu_decode_roles,
+    seconds=_gpu_decode,
+    always=_gpu_always(
+        (
+            "efficiency",
+            "layer_seconds",
+            "token_seconds",
+            "kv_efficiency",
+            "compute",
+            "efficiency.chip",
+            "compute.chip",
+            "layer_seconds.chip",
+            "efficiency.type",
+            "compute.type",
+        )
+    ),
+    priors={
+        r"efficiency\.(moe)(\..*)?": (1.0, 0.12),
+        r"efficiency\.ultra": (1.0, 0.2),
+        r"efficiency\.chip\..*": (1.0, 0.08),
+        r"efficiency\.type\..*": (1.0, 0.08),
+        r"efficiency\.\w+\.type\..*": (1.0, 0.15),
+        r"efficiency\.\w+": (0.75, 0.3),
+        r"efficiency\.\w+\..*": (1.0, 0.08),
+        # nominal FP32 operations per weight unpacked: 1 / factor; Apple and Pascal unpack with many instructions
+        r"compute\.chip\.m\d": (0.045, 0.4),
+        r"compute\.chip\.(pascal|maxwell)": (0.035, 0.4),
+        r"compute\.chip\.(xe|xe-lp)": (0.03, 0.4),
+        r"compute\.chip\.xe2": (0.05, 0.4),
+        r"compute\.chip\.pvc": (0.01, 0.4),
+        r"compute\.chip\.(orin)": (0.06, 0.4),
+        r"compute\.chip\..*": (0.12, 0.4),
+        r"compute\.type\.(F16|BF16)": (1.6, 0.4),
+        r"compute\.type\..*": (1.0, 0.4),
+        r"compute\.\w+": (1.0, 0.2),
+        r"sharpness": (3.0, 0.5),
+        r"layer_seconds\.(moe|hybrid|gemma)": (1.3, 0.4),
+        r"layer_seconds\.ultra": (1.0, 0.4),
+        r"layer_seconds\.chip\.(ga100|hopper)": (1.35, 0.25),
+        r"layer_seconds\.chip\.volta": (1.2, 0.25),
+        r"layer_seconds\.chip\..*": (1.0, 0.25),
+        r"layer_seconds\.\w+": (4e-5, 0.6),
+        r"layer_seconds\.\w+\..*": (1.0, 0.25),
+        r"token_seconds\..*": (1e-4, 1.0),
+        r"kv_efficiency\..*": (0.7, 0.3),
+        **NUISANCE,
+    },
+    offsets=True,
+)
+
+
+def _gpu_prefill_rows(rows: list[dict[str, object]]) -> Rows:
+    long = [r for r in _gpu(rows) if r["prefill_tokens_per_second"] and r["prompt"] == r["prompt"] and r["prompt"] >= 64]
+    made = make_rows([r for r in long if r["compute"]], "prefill_tokens_per_second")
+    x = made.x
+    # llama-bench of the gpt-oss and DGX Spark tables ran with micro-batches of 2048, the others with the default
+    wide = np.array([(t == 2048) & ("15396" in s or "dgx-spark" in s) for t, s in zip(x["tokens"], made.sources, strict=True)])
+    ubatch = np.where(wide, 2048, 512)
+    x["passes"] = np.ceil(x["tokens"] / ubatch)
+    share = np.minimum(x["params"] / x["total_params"], 0.99)
+    touched = 1 - (1 - share) ** np.minimum(x["tokens"], ubatch)
+    x["streamed"] = np.where(x["moe"], x["file_bytes"] * touched, x["weight_bytes"])
+    bench = np.array([k == "llama-bench" for k in made.kinds])
+    x["attention"] = 4 * x["tokens"] * (np.where(bench, x["depth"], 0) + x["tokens"] / 2) * x["layers"] * x["width"]
+    return made
+
+
+def _gpu_prefill(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
+    x = rows.x
+    seconds = speed_terms.gpu_prefill_seconds(
+        tokens=x["tokens"],
+        params=x["params"],
+        layers=x["layers"],
+        streamed_bytes=x["streamed"],
+        passes=x["passes"],
+        attention_operations=x["attention"],
+        bandwidth=x["bandwidth"],
+        compute=x["compute"],
+        k=k,
+    )
+    return sum(seconds) / x["tokens"]
+
+
+# Start of the search: FP16 or INT8 matrix rate reached over the nominal FP32 rate, from one or two rows per chip.
+_MATMUL = {
+    "m5": 1.6,
+    r"m\d": 0.66,
+    "(pascal)": 1.1,
+    "volta": 2.7,
+    "turing": 2.3,
+    "(ga100|hopper)": 5.0,
+    "ampere": 1.75,
+    "ada": 1.35,
+    "(blackwell|gb100)": 1.6,
+    "spark": 1.4,
+    "orin": 1.5,
+    "rdna2": 0.9,
+    "rdna3": 1.4,
+    r"rdna3\.5": 1.1,
+    "rdna4": 2.6,
+    "cdna": 2.5,
+    "(xe|xe2)": 0.8,
+    "pvc": 0.5,
+}
+
+GPU_PREFILL = Fit(
+    name="gpu_prefill",
+    select=_gpu_prefill_rows,
+    roles=speed_terms.gpu_prefill_roles,
+    seconds=_gpu_prefill,
+    always=_gpu_always(
+        ("matmul", "stream", "attention", "pass_seconds", "layer_seconds", "matmul.moe", "matmul.chip", "matmul.type")
+    ),
+    priors={
+        **{rf"matmul\.chip\.{c}": (v, 0.3) for c, v in _MATMUL.items()},
+        r"matmul\.chip\..*": (0.6, 0.4),
+        r"matmul\.type\..*": (1.0, 0.15),
+        r"matmul\.moe": (0.6, 0.4),
+        r"matmul\.moe\..*": (1.0, 0.3),
+        r"matmul\.(hybrid|gemma|ultra)": (0.9, 0.2),
+        r"matmul\.vulkan": (0.8, 0.15),
+        r"matmul\.\w+": (1.0, 0.15),
+        r"matmul\.\w+\..*": (1.0, 0.2),
+        r"stream\..*": (0.6, 0.3),
+        r"attention\..*": (0.5, 0.5),
+        r"layer_seconds\..*": (4e-5, 0.8),
+        r"pass_seconds\..*": (5e-4, 0.8),
+        r"nuisance\.old_build": (1.2, 0.2),
+        **NUISANCE,
+    },
+    huber=0.15,
+    noise=0.2,
+    offsets=True,
+)
+
+
+def _cpu(rows: list[dict[str, object]], rate: str) -> Rows:
+    return make_rows([r for r in rows if r["stratum"] == "cpu" and r[rate] and r["bandwidth"]], rate)
+
+
+def _cpu_decode(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
+    args = {n: rows.x[n] for n in ("weight_bytes", "params", "kv_bytes", "bandwidth", "threads")}
+    return sum(speed_terms.cpu_decode_seconds(**args, k=k))
+
+
+def _cpu_prefill_rows(rows: list[dict[str, object]]) -> Rows:
+    made = _cpu([r for r in rows if r["eligible"] == "1" and r["prompt"] == r["prompt"]], "prefill_tokens_per_second")
+    x = made.x
+    x["attention"] = 4 * x["tokens"] * x["tokens"] / 2 * x["layers"] * x["width"]
+    return made
+
+
+def _cpu_prefill(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
+    x = rows.x
+    parts = speed_terms.cpu_prefill_seconds(
+        tokens=x["tokens"], params=x["params"], attention_operations=x["attention"], threads=x["threads"], k=k
+    )
+    return sum(parts) / x["tokens"]
+
+
+CPU_CLASSES = ("avx512", "avx2", "x86", "apple", "dotprod", "neon", "riscv")
+
+
+def _cpu_always() -> list[str]:
+    per_class = [f"{n}.{c}" for n in ("efficiency", "core_bandwidth", "unpack", "matmul") for c in CPU_CLASSES]
+    per_type = [f"{n}.type.{t}" for n in ("unpack", "matmul") for t in TYPES]
+    return [*per_class, *per_type, "efficiency", "unpack", "matmul", "sharpness", "efficiency.moe", "matmul.moe"]
+
+
+# Weights per second and thread that each class unpacks and multiplies (start of the search), and the bandwidth one
+# core can draw: about 20 GB/s on a desktop x86, 30 on Apple, 5 on a small ARM core.
+_CPU_PRIORS: Prior = {
+    r"efficiency": (0.75, 0.2),
+    r"efficiency\.moe": (0.8, 0.2),
+    r"efficiency\.apple": (0.6, 0.3),
+    r"efficiency\..*": (1.0, 0.15),
+    r"core_bandwidth\.apple": (3e10, 0.3),
+    r"core_bandwidth\.(avx512|avx2)": (2e10, 0.3),
+    r"core_bandwidth\.x86": (4e9, 0.4),
+    r"core_bandwidth\..*": (5e9, 0.5),
+    r"unpack": (1.0, 0.1),
+    r"unpack\.type\.IQ[23]": (0.5, 0.4),
+    r"unpack\.type\.(F16|BF16)": (1.0, 0.4),
+    r"unpack\.type\..*": (1.0, 0.3),
+    r"unpack\.\w+\.type\..*": (1.0, 0.3),
+    r"unpack\.avx512": (2e10, 0.5),
+    r"unpack\.avx2": (1.4e10, 0.5),
+    r"unpack\.apple": (1.5e10, 0.5),
+    r"unpack\.x86": (1.5e9, 0.5),
+    r"unpack\.dotprod": (4e9, 0.5),
+    r"unpack\..*": (1e9, 0.5),
+    r"sharpness": (3.0, 0.4),
+    r"matmul": (1.0, 0.1),
+    r"matmul\.moe": (0.8, 0.3),
+    r"matmul\.type\..*": (1.0, 0.3),
+    r"matmul\.\w+\.type\..*": (1.0, 0.3),
+    r"matmul\.avx512": (9e10, 0.5),
+    r"matmul\.avx2": (4.5e10, 0.4),
+    r"matmul\.apple": (9e10, 0.5),
+    r"matmul\.dotprod": (1.5e10, 0.5),
+    r"matmul\.x86": (3e9, 0.5),
+    r"matmul\..*": (3e9, 0.5),
+    r"nuisance\.kind\.ik_llama\.cpp": (0.85, 0.3),
+    **NUISANCE,
+}
+
+CPU_DECODE = Fit(
+    name="cpu_decode",
+    select=lambda rows: _cpu(rows, "decode_tokens_per_second"),
+    roles=lambda case: {k: v for k, v in speed_terms.cpu_roles(case).items() if k != "matmul"},
+    seconds=_cpu_decode,
+    always=lambda: [n for n in _cpu_always() if not n.startswith("matmul")],
+    priors=_CPU_PRIORS,
+)
+CPU_PREFILL = Fit(
+    name="cpu_prefill",
+    select=_cpu_prefill_rows,
+    roles=lambda case: {"matmul": speed_terms.cpu_roles(case)["matmul"]},
+    seconds=_cpu_prefill,
+    always=lambda: [n for n in _cpu_always() if n.startswith("matmul")],
+    priors=_CPU_PRIORS,
+    huber=0.2,
+    noise=0.25,
+)
+
+RUNTIMES = ("vllm", "sglang", "transformers", "exllama", "autoawq", "tinychat", "tensorrt-llm")
+METHODS = ("awq", "gptq", "none", "bitsandbytes", "exl2", "fp8")
+
+
+def _serving(rows: list[dict[str, object]], rate: str) -> Rows:
+    chosen = [r for r in rows if r["stratum"] == "gpu_quant" and r[rate] and r["method"] in METHODS and r["runtime"] in RUNTIMES]
+    return make_rows(chosen, rate)
+
+
+def _serving_decode(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
+    args = {n: rows.x[n] for n in ("weight_bytes", "layers", "kv_bytes", "bandwidth")}
+    return sum(speed_terms.serving_decode_seconds(**args, k=k))
+
+
+def _serving_always() -> list[str]:
+    names = [f"{e}.{r}" for e in ("efficiency", "layer_seconds", "kv_efficiency", "matmul") for r in RUNTIMES]
+    return [*names, "efficiency", "matmul", "layer_seconds.moe", *(f"efficiency.method.{m}" for m in METHODS)]
+
+
+SERVING_DECODE = Fit(
+    name="serving_decode",
+    select=lambda rows: _serving(rows, "decode_tokens_per_second"),
+    roles=lambda case: {k: v for k, v in speed_terms.serving_roles(case).items() if k != "matmul"},
+    seconds=_serving_decode,
+    always=lambda: [n for n in _serving_always() if not n.startswith("matmul")],
+    priors={
+        r"efficiency": (0.75, 0.2),
+        r"efficiency\.method\.none": (1.0, 0.05),
+        r"efficiency\.method\.bitsandbytes": (0.5, 0.3),
+        r"efficiency\.method\..*": (0.8, 0.2),
+        r"efficiency\.chip\..*": (1.0, 0.1),
+        r"efficiency\.[\w-]+": (1.0, 0.15),
+        r"efficiency\.[\w-]+\..*": (1.0, 0.2),
+        r"layer_seconds\.moe": (1.5, 0.4),
+        r"layer_seconds\.chip\..*": (1.0, 0.2),
+        r"layer_seconds\.transformers": (8e-4, 0.5),
+        r"layer_seconds\.[\w-]+": (6e-5, 0.6),
+        r"layer_seconds\.[\w-]+\..*": (1.0, 0.3),
+        r"kv_efficiency\..*": (0.6, 0.4),
+        **NUISANCE,
+    },
+)
+
+
+def _serving_prefill_rows(rows: list[dict[str, object]]) -> Rows:
+    made = _serving([r for r in rows if r["prompt"] == r["prompt"] and r["matrix"]], "prefill_tokens_per_second")
+    made.x["attention"] = 4 * made.x["tokens"] ** 2 / 2 * made.x["layers"] * made.x["width"]
+    return made
+
+
+def _serving_prefill(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
+    x = rows.x
+    args = {n: x[n] for n in ("tokens", "params", "weight_bytes", "layers", "bandwidth", "matrix")}
+    return sum(speed_terms.serving_prefill_seconds(**args, attention_operations=x["attention"], k=k)) / x["tokens"]
+
+
+SERVING_PREFILL = Fit(
+    name="serving_prefill",
+    select=_serving_prefill_rows,
+    roles=speed_terms.serving_roles,
+    seconds=_serving_prefill,
+    always=_serving_always,
+    priors={
+        r"matmul": (0.35, 0.4),
+        r"matmul\.method\..*": (1.0, 0.2),
+        r"matmul\..*": (1.0, 0.2),
+        **SERVING_DECODE.priors,
+    },
+    huber=0.3,
+    noise=0.3,
+)
+
+FITS = (GPU_DECODE, GPU_PREFILL, CPU_DECODE, CPU_PREFILL, SERVING_DECODE, SERVING_PREFILL)

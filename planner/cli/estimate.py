@@ -1,0 +1,110 @@
+"""``qplan estimate``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from planner.cli.options import existing, json_option, profile_option
+from planner.cli.output import console, print_json, ranged
+from planner.core.errors import Exit, UsageError
+from planner.core.units import format_bytes, format_rate
+
+_OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("--method", {"help": "gguf, awq, gptq, bitsandbytes or none."}),
+    ("--type", {"help": "Q4_K_M, 4bit, nf4, bf16 …"}),
+    ("--group-size", {"type": int, "help": "Weights per scale, for awq and gptq; -1 is a whole row."}),
+    ("--context", {"type": int, "help": "Tokens of context per sequence."}),
+    ("--depth", {"type": int, "help": "Tokens already in the KV cache when decode is timed."}),
+    ("--kv-type", {"help": "Type of the KV cache."}),
+    ("--gpu-layers", {"help": "Layers on the GPU, or 'all'; n_layer + 1 includes the output layer."}),
+    ("--ubatch", {"type": int, "help": "Tokens computed at once."}),
+    ("--flash-attention", {"type": click.Choice(["on", "off"])}),
+    ("--sequences", {"type": int, "help": "Sequences at once."}),
+    ("--threads", {"type": int, "help": "CPU threads."}),
+    ("--prompt-tokens", {"type": int, "help": "Tokens of the prompt whose prefill is predicted."}),
+    ("--device", {"help": "A device of the table, as in 'GeForce RTX 4090'."}),
+    ("--device-count", {"type": int, "help": "How many of it."}),
+    ("--backend", {"help": "cuda, rocm, vulkan, metal, sycl or cpu."}),
+)
+
+
+def case_options(command: Any) -> Any:
+    """Add the options of a case; each becomes a key of it."""
+    for name, settings in reversed(_OPTIONS):
+        command = click.option(name, **settings)(command)
+    return profile_option(command)
+
+
+def case_of(model: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The case of a command line: what was given, and nothing else."""
+    case = {"model": model, **given}
+    layers = case.get("gpu_layers")
+    if isinstance(layers, str) and layers.isdecimal():
+        case["gpu_layers"] = int(layers)
+    return {key: value for key, value in case.items() if value is not None and value is not False}
+
+
+@click.command("estimate")
+@click.argument("model", required=False)
+@click.option("--batch", metavar="FILE", help="One case a line as JSON, `-` for stdin; answers on stdout, in order.")
+@click.option("--imatrix", is_flag=True, help="Quantized with an importance matrix.")
+@case_options
+@json_option
+def command(model: str | None, batch: str | None, as_json: bool, **given: Any) -> int:
+    """Size, memory per device, speed and quality of one way to run MODEL, or of many.
+
+    With --batch every line of FILE is a case; a bad one gets an error and the exit code is 1.
+    """
+    if batch is not None:
+        return run_batch(batch)
+    if model is None:
+        raise UsageError("estimate needs a MODEL or --batch FILE", hint="`qplan estimate llama-2-13b --type Q4_K_M`")
+    from planner.workflow.estimates import computed_case, estimate_case
+
+    case = case_of(model, given)
+    if as_json:
+        print_json(estimate_case(case))
+    else:
+        show(*computed_case(case))
+    return Exit.DONE
+
+
+def run_batch(source: str) -> int:
+    """Answer every line; 1 if one was bad."""
+    from planner.core.errors import InputError
+    from planner.workflow.estimates import estimate_batch
+
+    failed = False
+    try:
+        lines = sys.stdin if source == "-" else existing(source).open(encoding="utf-8")
+        with lines:
+            for answer in estimate_batch(lines):
+                failed = failed or "error" in answer
+                sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{source} cannot be read", numbers=str(error), code="unreadable-file") from None
+    return Exit.FAILED if failed else Exit.DONE
+
+
+def show(model: Any, variant: Any, placement: Any, hardware: Any, made: Any) -> None:
+    """One estimate as a page."""
+    from planner.cli.recommend import memory_table, quality_line
+    from planner.core.candidate import Candidate
+
+    out = console()
+    candidate = Candidate(variant=variant, placement=placement, estimate=made)
+    out.print(f"[bold]{model.name}[/] as [bold]{variant.label()}[/] on {hardware.name}, context {placement.context}")
+    size = made.size
+    out.print(f"  file     {format_bytes(size.file_bytes, 2)}, {size.bits_per_weight:.2f} bits per weight")
+    decode = made.speed.decode
+    source = f"  [dim]{decode.basis}: {decode.source}[/]" if decode else ""
+    out.print(f"  decode   {ranged(decode, format_rate)} tokens/s{source}")
+    out.print(f"  prefill  {ranged(made.speed.prefill, format_rate)} tokens/s")
+    out.print(f"  quality  {quality_line(candidate)}")
+    out.print(memory_table(candidate))
+    for note in (*made.memory.notes, *made.speed.notes, *made.quality.notes):
+        out.print(f"[dim]note: {note}[/]")

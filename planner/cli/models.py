@@ -1,0 +1,42 @@
+"""``qplan models [NAME]``."""
+
+from __future__ import annotations
+
+import click
+
+from planner.cli.options import json_option
+from planner.cli.output import console, print_json, table
+from planner.core.errors import Exit
+from planner.core.units import format_count
+
+
+@click.command("models")
+@click.argument("name", required=False)
+@json_option
+def command(name: str | None, as_json: bool) -> int:
+    """List the models known by name, or show one model's shape."""
+    from planner import FORMAT_VERSION, models
+    from planner.workflow.documents import model_document
+
+    if name is not None:
+        shown = model_document(models.resolve(name))
+        if as_json:
+            print_json({"format_version": FORMAT_VERSION, **shown})
+        else:
+            rows = table("", "")
+            for key, value in shown.items():
+                rows.add_row(key, str(value))
+            console().print(rows)
+        return Exit.DONE
+    entries = models.catalog_entries()
+    if as_json:
+        from planner.core.codec import encode
+
+        print_json({"format_version": FORMAT_VERSION, "models": [encode(entry) for entry in entries]})
+        return Exit.DONE
+    rows = table("name", "family", "parameters>", "licence", "hub id")
+    for entry in entries:
+        size = format_count(entry.parameter_count) if entry.parameter_count else "-"
+        rows.add_row(entry.name, entry.family, size, entry.license or "-", entry.hub_id or "-")
+    console().print(rows)
+    return Exit.DONE

@@ -1,0 +1,98 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from planner.core.units import parse_bytes
+from planner.core.workload import KV_TYPES, OBJECTIVES, Workload
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+profile_option = click.option(
+    "--profile", metavar="NAME", help="Plan for a captured machine (`qplan profiles`) instead of this one."
+)
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="Say more: every candidate, rule and source.")
+
+
+class Bytes(click.ParamType):
+    """A size such as ``10GiB``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes of the text."""
+        return value if isinstance(value, int) else parse_bytes(value)
+
+
+class GpuLayers(click.ParamType):
+    """A number of layers, or ``all``."""
+
+    name = "layers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The count; ``all`` is more than any model has."""
+        if value == "all":
+            return 1 << 20
+        if isinstance(value, int) or value.isdecimal():
+            return int(value)
+        raise click.BadParameter(f"{value!r} is neither a number of layers nor 'all'", ctx, param)
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else None
+
+
+_WORKLOAD = (
+    click.option("--context", type=click.IntRange(1), default=8192, show_default=True, help="Tokens of context."),
+    click.option("--objective", type=click.Choice(OBJECTIVES), default="balanced", show_default=True),
+    click.option("--min-decode", type=click.FloatRange(0), metavar="T/S", help="Least decode speed, tokens/s."),
+    click.option("--max-memory", type=Bytes(), metavar="SIZE", help="Most memory on one device, as in 10GiB."),
+    click.option("--concurrency", type=click.IntRange(1), default=1, show_default=True, help="Sequences at once."),
+    click.option("--methods", metavar="A,B", help="Only these methods (`qplan methods`)."),
+    click.option("--types", metavar="A,B", help="Only these types, as in Q4_K_M,Q6_K."),
+    click.option("--kv-type", type=click.Choice(KV_TYPES), help="KV cache type; default: f16, or q8_0 if that fits."),
+    click.option("--gpu-layers", type=GpuLayers(), help="Layers on the GPU; default: the most that fit."),
+    click.option("--prompt-tokens", type=click.IntRange(1), default=512, show_default=True, help="Prompt to prefill."),
+    click.option("--threads", type=click.IntRange(1), help="CPU threads; default: the fast physical cores."),
+    click.option("--cpu-only", is_flag=True, help="Leave the GPUs alone."),
+)
+
+
+def workload_options(command: F) -> F:
+    """Add the workload's options; the command gets one ``workload`` argument."""
+
+    @functools.wraps(command)
+    def wrapper(**given: Any) -> Any:
+        names = ("context", "objective", "min_decode", "max_memory", "concurrency", "methods", "types", "kv_type")
+        names += ("gpu_layers", "prompt_tokens", "threads", "cpu_only")
+        chosen = {name: given.pop(name) for name in names}
+        return command(workload=workload(**chosen), **given)
+
+    for option in reversed(_WORKLOAD):
+        wrapper = option(wrapper)
+    return wrapper  # type: ignore[return-value]
+
+
+def workload(
+    *, min_decode: float | None, max_memory: int | None, methods: str | None, types: str | None, **same: Any
+) -> Workload:
+    """The workload of the options."""
+    return Workload(
+        min_decode_tokens_per_second=min_decode,
+        max_memory_bytes=max_memory,
+        methods=_names(methods),
+        types=_names(types),
+        **same,
+    )
+
+
+def existing(path: str) -> Path:
+    """A path argument; that it exists is checked where it is read, with a better error than click's."""
+    return Path(path).expanduser()

@@ -1,0 +1,39 @@
+"""``qplan plan MODEL``."""
+
+from __future__ import annotations
+
+import click
+
+from planner.cli.options import existing, json_option, profile_option, workload_options
+from planner.cli.output import print_json
+from planner.core.errors import Exit
+from planner.core.workload import Workload
+
+
+@click.command("plan")
+@click.argument("model")
+@click.option("-o", "--output", default="plan.json", show_default=True, metavar="FILE", help="The plan.")
+@profile_option
+@workload_options
+@json_option
+def command(model: str, output: str, profile: str | None, workload: Workload, as_json: bool) -> int:
+    """Write the recommendation for MODEL as a plan that `qplan apply` carries out.
+
+    A plan says what will be run on which machine from which files, and what the result should measure. It holds no
+    command lines, and a changed plan is refused. `--types Q6_K` plans for a type of your own choice.
+    """
+    from planner.core.codec import encode, write_atomically
+    from planner.workflow.planning import make_plan, plan_text
+    from planner.workflow.recommend import recommend
+
+    path = existing(output)
+    made = make_plan(recommend(model, workload, profile=profile, output=path.absolute().parent))
+    write_atomically(path, plan_text(made))
+    if as_json:
+        print_json(encode(made))
+    else:
+        from planner.cli.show import show_plan
+
+        show_plan(made)
+    click.echo(f"wrote {path}; carry it out with `qplan apply {path}`", err=True)
+    return Exit.DONE

@@ -1,0 +1,240 @@
+"""``qplan recommend MODEL``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from planner.cli.options import json_option, profile_option, verbose_option, workload_options
+from planner.cli.output import console, print_json, ranged, table
+from planner.core.errors import Exit
+from planner.core.units import format_bytes, format_count, format_rate
+from planner.core.workload import Workload
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from planner.core.candidate import Candidate, Rejection
+    from planner.core.estimates import DeviceMemory
+    from planner.workflow.recommend import Recommendation
+
+ALTERNATIVES_SHOWN = 6
+REJECTIONS_SHOWN = 4
+
+
+@click.command("recommend")
+@click.argument("model")
+@profile_option
+@workload_options
+@verbose_option
+@json_option
+def command(model: str, profile: str | None, workload: Workload, verbose: bool, as_json: bool) -> int:
+    """Say how to run MODEL best on this machine, with predicted memory, speed and quality.
+
+    MODEL is a catalog name (llama-2-13b), a checkpoint directory, a GGUF file, a hub id (org/name) or a bare
+    size (14b, 30b-a3b).
+    """
+    from planner.workflow.recommend import recommend
+
+    answer = recommend(model, workload, profile=profile)
+    if as_json:
+        from planner.workflow.documents import recommendation_document
+
+        print_json(recommendation_document(answer))
+    else:
+        show(answer, verbose=verbose)
+    return Exit.DONE if answer.decision.chosen else Exit.NOTHING_FITS
+
+
+def show(answer: Recommendation, *, verbose: bool) -> None:
+    """The recommendation as a page: the machine, the choice, why, the alternatives, the commands."""
+    out = console()
+    _heading(out, answer)
+    chosen = answer.decision.chosen
+    if chosen is None:
+        _nothing_fits(out, answer)
+        return
+    _choice(out, chosen)
+    out.print(memory_table(chosen))
+    out.print("[bold]Why[/]")
+    for reason in chosen.reasons:
+        out.print(f"  · {reason}", soft_wrap=False)
+    for entry in answer.decision.trace:
+        out.print(f"  · {entry.effect} [dim]\\[{entry.rule}][/]")
+    out.print()
+    _alternatives(out, answer, verbose)
+    _rejections(out, answer, verbose)
+    _commands(out, answer, chosen)
+
+
+def _heading(out: Console, answer: Recommendation) -> None:
+    model, hardware = answer.model, answer.hardware
+    active = model.active_parameter_count
+    size = f"{format_count(model.parameter_count)} parameters"
+    if model.mixture is not None:
+        size += f" ({format_count(active)} active)"
+    out.print(f"[bold]{model.name}[/]  {model.architecture}, {size}, {model.n_layer} layers", highlight=False)
+    out.print(f"[bold]{hardware.name}[/]  {machine_line(answer)}")
+    out.print(
+        f"for {answer.workload.context} tokens of context, objective {answer.workload.objective}"
+        + (f", {answer.workload.concurrency} sequences" if answer.workload.concurrency > 1 else "")
+    )
+    for note in (*model.notes, *hardware.notes):
+        out.print(f"[dim]note: {note}[/]")
+    out.print()
+
+
+def machine_line(answer: Recommendation) -> str:
+    """The machine in a line: GPUs with their memory, CPU, RAM."""
+    hardware = answer.hardware
+    parts = [f"{gpu.name} {format_bytes(gpu.memory_total_bytes)}" for gpu in hardware.gpus]
+    parts.append(f"{hardware.cpu.model}, {hardware.cpu.physical_core_count or '?'} cores")
+    parts.append(f"{format_bytes(hardware.memory.total_bytes)} RAM")
+    return " · ".join(parts)
+
+
+def _choice(out: Console, chosen: Candidate) -> None:
+    placement, estimate = chosen.placement, chosen.estimate
+    out.print(f"[bold green]→ {chosen.variant.label()}[/] with {chosen.variant.runtime}")
+    size = estimate.size
+    rows = [
+        ("file", f"{format_bytes(size.file_bytes, 2)}, {size.bits_per_weight:.2f} bits per weight"),
+        ("runs as", _placement_line(chosen)),
+        ("decode", f"{ranged(estimate.speed.decode, format_rate)} tokens/s{basis(chosen)}"),
+        (
+            "prefill",
+            f"{ranged(estimate.speed.prefill, format_rate)} tokens/s for a prompt of {placement.prompt_tokens}",
+        ),
+        ("quality", quality_line(chosen)),
+    ]
+    for name, text in rows:
+        out.print(f"  [dim]{name:<8}[/] {text}")
+    out.print()
+
+
+def basis(candidate: Candidate) -> str:
+    """What a speed rests on, as a suffix."""
+    decode = candidate.estimate.speed.decode
+    return f"  [dim]{decode.basis}: {decode.source}[/]" if decode else ""
+
+
+def _placement_line(candidate: Candidate) -> str:
+    placement = candidate.placement
+    parts = []
+    if placement.gpu_count:
+        parts.append(f"{placement.gpu_layers} layers on {placement.gpu_count} GPU{'s' * (placement.gpu_count > 1)}")
+    else:
+        parts.append(f"CPU, {placement.threads} threads")
+    if placement.tensor_parallel > 1:
+        parts.append(f"tensor parallel {placement.tensor_parallel}")
+    parts.append(f"KV cache {placement.kv_type}")
+    parts.append(f"flash attention {'on' if placement.flash_attention else 'off'}")
+    return ", ".join(parts)
+
+
+def quality_line(candidate: Candidate) -> str:
+    """Perplexity ratio and KL divergence with ranges and their basis."""
+    quality = candidate.estimate.quality
+    ratio, divergence = quality.perplexity_ratio, quality.kl_divergence_nats
+    if ratio is None:
+        return "unknown"
+    text = f"perplexity × {ranged(ratio, '{:.4f}'.format)} of the 16-bit model"
+    if divergence is not None:
+        text += f", KL divergence {ranged(divergence, '{:.4f}'.format)} nats"
+    return f"{text}  [dim]{ratio.basis}: {ratio.source}[/]"
+
+
+def memory_table(candidate: Candidate) -> Table:
+    """Memory per device: weights, KV cache, compute buffers, overhead, total, capacity."""
+    made = table("memory", "weights>", "KV cache>", "compute>", "overhead>", "total>", "usable>")
+    used = candidate.estimate.memory
+    for device in (*used.devices, used.host):
+        made.add_row(*_memory_row(device))
+    return made
+
+
+def _memory_row(device: DeviceMemory) -> tuple[str, ...]:
+    parts = (device.weights_bytes, device.kv_cache_bytes, device.compute_bytes, device.overhead_bytes)
+    return (
+        device.name,
+        *(format_bytes(part) for part in parts),
+        f"[bold]{format_bytes(device.total_bytes)}[/]",
+        format_bytes(device.capacity_bytes),
+    )
+
+
+def _alternatives(out: Console, answer: Recommendation, verbose: bool) -> None:
+    others = answer.decision.alternatives
+    if not others:
+        return
+    shown = others if verbose else others[:ALTERNATIVES_SHOWN]
+    made = table("alternative", "file>", "memory>", "decode t/s>", "perplexity ×>", "layers>", "KV", "", "score>")
+    for candidate in shown:
+        made.add_row(*candidate_row(candidate))
+    out.print(made)
+    if len(others) > len(shown):
+        out.print(f"[dim]{len(others) - len(shown)} more fit; -v lists them. * nothing beats it in all three[/]\n")
+
+
+def candidate_row(candidate: Candidate) -> tuple[str, ...]:
+    """A candidate as a row of the alternatives table."""
+    estimate = candidate.estimate
+    used = max((*estimate.memory.devices, estimate.memory.host), key=lambda device: device.total_bytes)
+    return (
+        candidate.variant.label(),
+        format_bytes(estimate.size.file_bytes),
+        format_bytes(used.total_bytes),
+        ranged(estimate.speed.decode, format_rate),
+        ranged(estimate.quality.perplexity_ratio, "{:.3f}".format),
+        str(candidate.placement.gpu_layers),
+        candidate.placement.kv_type,
+        "*" if candidate.pareto else "",
+        f"{candidate.score:.2f}" if candidate.score is not None else "",
+    )
+
+
+def _rejections(out: Console, answer: Recommendation, verbose: bool) -> None:
+    rejected = answer.decision.rejected
+    if not rejected:
+        return
+    shown = rejected if verbose else rejected[:REJECTIONS_SHOWN]
+    out.print("[bold]Not chosen[/]")
+    for item in shown:
+        out.print(f"  · {item.method} {item.type}: {item.reason}{_numbers(item)} [dim]\\[{item.rule}][/]")
+    if len(rejected) > len(shown):
+        out.print(f"  [dim]{len(rejected) - len(shown)} more; -v lists them[/]")
+    out.print()
+
+
+def _numbers(item: Rejection) -> str:
+    if item.needed is None or item.available is None:
+        return ""
+    if item.unit == "bytes":
+        return f": needs {format_bytes(item.needed)}, has {format_bytes(item.available)}"
+    return f": needs {item.needed:g}, has {item.available:g} {item.unit}"
+
+
+def _nothing_fits(out: Console, answer: Recommendation) -> None:
+    out.print("[bold red]nothing fits[/]\n")
+    _rejections(out, answer, verbose=True)
+    least = min((r for r in answer.decision.rejected if r.unit == "bytes"), key=lambda r: r.needed or 0, default=None)
+    if least is not None and least.needed and least.available:
+        out.print(
+            f"the smallest is {least.type}: {format_bytes(least.needed)} of {format_bytes(least.available)}; "
+            "a shorter --context, a smaller model or a larger --max-memory would help"
+        )
+
+
+def _commands(out: Console, answer: Recommendation, chosen: Candidate) -> None:
+    from planner import methods
+
+    out.print("[bold]Do it[/]")
+    arguments = f"{answer.model.source.location}"
+    out.print(f"  qplan plan {arguments} -o plan.json && qplan apply plan.json", soft_wrap=True)
+    commands = methods.get(chosen.variant.method).commands(answer.model, chosen)
+    for name, text in commands.items():
+        out.print(f"[bold]{name.capitalize()}[/]")
+        for line in text.splitlines():
+            out.print(f"  {line}", soft_wrap=True, markup=False)

@@ -1,0 +1,117 @@
+"""``qplan show FILE``: a plan or a report for a person."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from planner.cli.options import existing, json_option
+from planner.cli.output import console, print_json, table
+from planner.core.errors import Exit
+from planner.core.measurement import (
+    DECODE,
+    FILE_BYTES,
+    KL_DIVERGENCE,
+    PEAK_MEMORY,
+    PERPLEXITY_RATIO,
+    PREFILL,
+)
+from planner.core.units import format_bytes, format_rate, format_seconds
+
+if TYPE_CHECKING:
+    from planner.core.plan import Plan
+
+TITLES = {
+    FILE_BYTES: "file",
+    PEAK_MEMORY: "peak memory",
+    PREFILL: "prefill, tokens/s",
+    DECODE: "decode, tokens/s",
+    PERPLEXITY_RATIO: "perplexity ratio",
+    KL_DIVERGENCE: "KL divergence, nats",
+}
+
+
+@click.command("show")
+@click.argument("file")
+@json_option
+def command(file: str, as_json: bool) -> int:
+    """Print the plan or report FILE for a person."""
+    from planner.core.codec import read_json
+    from planner.workflow.planning import load_plan
+
+    path = existing(file)
+    document = read_json(path)
+    if isinstance(document, dict) and "verdicts" in document:
+        print_json(document) if as_json else show_report(document)
+        return Exit.DONE
+    plan = load_plan(path)
+    print_json(document) if as_json else show_plan(plan)
+    return Exit.DONE
+
+
+def quantity(name: str, value: float | None) -> str:
+    """A value of a quantity in its unit."""
+    if value is None:
+        return "-"
+    if name in {FILE_BYTES, PEAK_MEMORY}:
+        return format_bytes(value, 2)
+    return format_rate(value) if name in {PREFILL, DECODE} else f"{value:.4f}"
+
+
+def show_plan(plan: Plan) -> None:
+    """The plan: what, where, expectations, steps."""
+    out = console()
+    out.print(f"[bold]{plan.model.name}[/] as [bold green]{plan.variant.label()}[/], {plan.artifact}")
+    out.print(f"on {plan.hardware.name} [dim]{plan.hardware.identity}[/]{' (simulated)' * plan.hardware.simulated}")
+    placement = plan.placement
+    where = f"{placement.gpu_layers} layers on GPU" if placement.gpu_count else f"CPU, {placement.threads} threads"
+    out.print(f"context {placement.context}, KV cache {placement.kv_type}, {where}")
+    for reason in plan.reasons:
+        out.print(f"  · {reason}")
+    expected = table("expected", "value>", "95 % range>", "basis")
+    for item in plan.expectations:
+        low, high = quantity(item.quantity, item.low), quantity(item.quantity, item.high)
+        row = (TITLES[item.quantity], quantity(item.quantity, item.predicted), f"{low} - {high}")
+        expected.add_row(*row, f"{item.basis}: {item.source}")
+    out.print(expected)
+    steps = table("step", "makes", "size>")
+    for step in plan.steps:
+        name = f"{step.name}{' (removed at the end)' if step.intermediate else ''}"
+        size = format_bytes(step.predicted_bytes) if step.predicted_bytes else ""
+        steps.add_row(name, step.output or "the report", size)
+    out.print(steps)
+
+
+def show_report(document: dict[str, Any]) -> None:
+    """Predicted beside measured, a verdict for each quantity, and the notes."""
+    out = console()
+    out.print(f"[bold]{document['artifact']}[/]")
+    rows = table("quantity", "predicted>", "range>", "measured>", "ratio>", "verdict")
+    for verdict in document["verdicts"]:
+        rows.add_row(*_verdict_row(verdict))
+    out.print(rows)
+    for name, value in document["measured"].items():
+        if name not in {v["quantity"] for v in document["verdicts"]}:
+            out.print(f"  {TITLES.get(name, name)}: {quantity(name, value)}, nothing was predicted")
+    for step in document.get("steps", ()):
+        peak = f", peak memory {format_bytes(step['peak_memory_bytes'])}" if step.get("peak_memory_bytes") else ""
+        out.print(f"[dim]step {step['step']}: {format_seconds(step['seconds'])}{peak}, sha256 {step['sha256'][:16]}[/]")
+    for note in document.get("notes", ()):
+        out.print(f"[dim]note: {note}[/]")
+
+
+def _verdict_row(verdict: dict[str, Any]) -> tuple[str, ...]:
+    name = verdict["quantity"]
+    measured, predicted = verdict["measured"], verdict["predicted"]
+    ratio = f"{measured / predicted:.3f}" if measured is not None and predicted else "-"
+    text = str(verdict.get("verdict") or ("inside" if verdict["ok"] else "outside"))
+    low, high = quantity(name, verdict["low"]), quantity(name, verdict["high"])
+    return (
+        TITLES.get(name, name),
+        quantity(name, predicted),
+        f"{low} - {high}",
+        quantity(name, measured),
+        ratio,
+        f"[{'green' if verdict['ok'] else 'red'}]{text}[/]",
+    )

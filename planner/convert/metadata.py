@@ -1,0 +1,123 @@
+"""The key-values of a converted GGUF file, in the order llama.cpp's converter writes them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from planner.convert.config import Config
+from planner.convert.families import Family
+from planner.convert.keyvalue import KeyValue, merge, string, u32
+from planner.convert.rows import NamedTensor
+from planner.convert.vocab import Vocabulary
+from planner.core.errors import InputError
+
+FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
+"""``llama_ftype`` in llama.h by the type of the weights."""
+QUANTIZATION_VERSION = 2
+"""``GGML_QNT_VERSION`` in ggml.h."""
+
+
+def parameter_counts(tensors: Iterable[NamedTensor]) -> tuple[int, int, int, int]:
+    """(all, shared, per-expert, experts) weights: ``GGUFWriter.get_total_parameter_count``, for the size label."""
+    total = shared = expert = experts = expert_tensors = 0
+    for tensor in tensors:
+        size = tensor.element_count
+        total += size
+        if "_exps." in tensor.name and len(tensor.shape) >= 3:
+            expert += size // tensor.shape[2]
+            experts += tensor.shape[2]
+            expert_tensors += 1
+        else:
+            shared += size
+    return total, shared, expert, experts // expert_tensors if expert_tensors else 0
+
+
+def key_values(
+    directory: Path,
+    config: Config,
+    family: Family,
+    tensors: list[NamedTensor],
+    vocabulary: Vocabulary,
+    *,
+    weight_type: str,
+    model_name: str,
+) -> list[KeyValue]:
+    """Everything in front of the tensors.
+
+    Raises:
+        InputError: config.json lacks a value (``bad-config``), or README.md has malformed front matter
+            (``bad-model-card``).
+    """
+    entries = [string("general.architecture", family.architecture), string("general.type", "model")]
+    entries += general(directory, parameter_counts(tensors), model_name)
+    entries += family.parameters(config)
+    entries.append(u32("general.file_type", FILE_TYPES[weight_type]))
+    entries.append(u32("general.quantization_version", QUANTIZATION_VERSION))
+    return merge(entries + vocabulary.entries)
+
+
+def general(directory: Path, counts: tuple[int, int, int, int], model_name: str) -> list[KeyValue]:
+    """Name, size, licence, tags and recommended sampling, as the ``gguf`` package reads them from the model card.
+
+    ``model_name`` stands for the directory's name: a checkpoint in the hub's cache lies in a folder named by a hash.
+    """
+    import gguf
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        card = gguf.Metadata.load_model_card(directory)
+        stated = gguf.Metadata.load_hf_parameters(directory)
+        found = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, stated, Path(model_name), counts[0])
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(
+            "README.md has malformed front matter", numbers=str(error)[:200], code="bad-model-card"
+        ) from None
+    sampling = gguf.Metadata.load_generation_config(directory)
+    for name, key in _SAMPLING:
+        if sampling.get(name) is not None:
+            setattr(found, key, sampling[name])
+    if found.name is None:
+        found.name = model_name
+    if found.size_label is None and counts[0] > 0:
+        found.size_label = gguf.size_label(*counts)
+    writer = gguf.GGUFWriter(path=None, arch="")
+    found.set_gguf_meta_model(writer)
+    return [_plain(key, value, gguf.GGUFValueType) for key, value in writer.kv_data[0].items()]
+
+
+_SAMPLING = (
+    ("sequence", "sampling_sequence"),
+    ("top_k", "sampling_top_k"),
+    ("top_p", "sampling_top_p"),
+    ("min_p", "sampling_min_p"),
+    ("xtc_probability", "sampling_xtc_probability"),
+    ("xtc_threshold", "sampling_xtc_threshold"),
+    ("temperature", "sampling_temp"),
+    ("penalty_last_n", "sampling_penalty_last_n"),
+    ("repetition_penalty", "sampling_penalty_repeat"),
+    ("penalty_repeat", "sampling_penalty_repeat"),
+    ("mirostat", "sampling_mirostat"),
+    ("mirostat_tau", "sampling_mirostat_tau"),
+    ("mirostat_eta", "sampling_mirostat_eta"),
+)
+_KINDS = {"UINT32": "u32", "INT32": "i32", "FLOAT32": "f32", "BOOL": "bool", "STRING": "string", "ARRAY": "array"}
+
+
+def _plain(key: str, entry: Any, value_type: Any) -> KeyValue:
+    return KeyValue(key, _KINDS[value_type(entry.type).name], entry.value)
+
+
+def display_name(directory: Path) -> str:
+    """The model's name by its directory: of ``models--ORG--NAME/snapshots/HASH`` it is ``NAME``.
+
+    Deterministic, and never a path.
+    """
+    directory = directory.resolve()
+    with contextlib.suppress(IndexError):
+        repository = directory.parents[1].name
+        if directory.parent.name == "snapshots" and repository.startswith("models--"):
+            return repository.split("--")[-1]
+    return directory.name or "model"

@@ -1,0 +1,29 @@
+"""What a method's doing half is asked: one step with real paths. It crosses a process boundary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from planner.core.hardware import STRICT
+from planner.core.plan import Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One step to carry out.
+
+    ``output`` is written completely or not at all: to a temporary name beside it, then renamed.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    step: Step
+    source: str
+    """Path of the input: a checkpoint directory or a file."""
+    output: str
+    imatrix: str | None = None
+    """Path of the importance matrix, where the step names one."""
+    threads: int = 1
+    llama_cpp_directory: str | None = None
+    """A llama.cpp checkout whose convert script handles families that qplan does not."""

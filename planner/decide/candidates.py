@@ -1,0 +1,162 @@
+"""Every way to run a model on a machine: method × type × KV type × offload, each fitting or rejected with numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from planner import methods
+from planner.core.candidate import Candidate, Placement, Rejection, Variant
+from planner.core.estimates import DeviceMemory, Estimate, MemoryEstimate
+from planner.core.hardware import HardwareProfile
+from planner.core.measurement import Calibration
+from planner.core.model import ModelSpec
+from planner.core.workload import Workload
+from planner.estimate import estimate
+from planner.estimate.memory import memory
+from planner.estimate.placement import most_gpu_layers
+
+Found = Candidate | Rejection
+
+
+def enumerate_candidates(
+    model: ModelSpec, hardware: HardwareProfile, workload: Workload, calibration: Calibration | None
+) -> tuple[tuple[Candidate, ...], tuple[Rejection, ...]]:
+    """Candidates that fit and meet the workload's limits, and what was rejected."""
+    machine = restricted(hardware, workload)
+    found: list[Found] = []
+    for variant in wanted_variants(model, workload):
+        blockers = methods.get(variant.method).blockers(model, variant, machine)
+        found += blockers[:1] or [_place(model, variant, machine, workload, calibration)]
+    fitting = tuple(item for item in found if isinstance(item, Candidate))
+    return fitting, tuple(item for item in found if isinstance(item, Rejection))
+
+
+def restricted(hardware: HardwareProfile, workload: Workload) -> HardwareProfile:
+    """The part of the machine that the workload may use: no GPU if so asked, no more memory than allowed."""
+    gpus = () if workload.cpu_only else hardware.gpus
+    limit = workload.max_memory_bytes
+    if limit is None:
+        return dataclasses.replace(hardware, gpus=gpus)
+    if gpus:
+        capped = tuple(dataclasses.replace(g, memory_free_bytes=min(limit, g.usable_bytes() or limit)) for g in gpus)
+        return dataclasses.replace(hardware, gpus=capped)
+    ram = dataclasses.replace(hardware.memory, limit_bytes=min(limit, hardware.memory.usable_bytes() or limit))
+    return dataclasses.replace(hardware, gpus=gpus, memory=ram)
+
+
+def wanted_variants(model: ModelSpec, workload: Workload) -> Iterator[Variant]:
+    """Variants of the methods and types that the workload allows."""
+    for name in workload.methods or methods.names():
+        for variant in methods.get(name).variants(model):
+            if workload.types is None or variant.type.lower() in {t.lower() for t in workload.types}:
+                yield variant
+
+
+def _place(
+    model: ModelSpec, variant: Variant, hardware: HardwareProfile, workload: Workload, calibration: Calibration | None
+) -> Found:
+    """The best placement of a variant, or why there is none."""
+    tried: list[tuple[Placement, MemoryEstimate]] = []
+    for placement in placements(model, variant, hardware, workload):
+        used = memory(model, variant, placement, hardware)
+        if shortage(used, workload.memory_margin_fraction) is None:
+            made = estimate(model, variant, placement, hardware, calibration)
+            return _within_limits(variant, placement, made, workload)
+        tried.append((placement, used))
+    return _does_not_fit(variant, tried, workload)
+
+
+def placements(
+    model: ModelSpec, variant: Variant, hardware: HardwareProfile, workload: Workload
+) -> Iterator[Placement]:
+    """Placements to try, best first: whole on the GPUs with an exact KV cache, then a q8_0 one, then split."""
+    base = Placement(
+        context=workload.context,
+        kv_type=workload.kv_type or "f16",
+        ubatch=workload.ubatch,
+        flash_attention=workload.flash_attention,
+        sequences=workload.concurrency,
+        threads=workload.threads or hardware.cpu.inference_threads(),
+        depth=workload.depth,
+        prompt_tokens=workload.prompt_tokens,
+    )
+    if variant.format != "gguf":
+        yield from _whole_gpu(model, base, hardware)
+        return
+    kv_types = (workload.kv_type,) if workload.kv_type else ("f16", "q8_0")
+    if not hardware.gpus:
+        yield from (dataclasses.replace(base, kv_type=kv) for kv in kv_types)
+        return
+    counts = sorted({1, len(hardware.gpus)})
+    full = model.n_layer + 1
+    if workload.gpu_layers is not None:
+        layers = min(workload.gpu_layers, full)
+        yield dataclasses.replace(base, gpu_layers=layers, gpu_count=len(hardware.gpus))
+        return
+    for kv in kv_types:
+        for count in counts:
+            yield dataclasses.replace(base, kv_type=kv, gpu_layers=full, gpu_count=count)
+    for kv in kv_types:
+        split = dataclasses.replace(base, kv_type=kv, gpu_count=len(hardware.gpus))
+        layers_fitting = most_gpu_layers(model, variant, split, hardware, workload.memory_margin_fraction)
+        if layers_fitting is not None:
+            yield dataclasses.replace(split, gpu_layers=layers_fitting)
+
+
+def _whole_gpu(model: ModelSpec, base: Placement, hardware: HardwareProfile) -> Iterator[Placement]:
+    """One GPU, then tensor parallelism over a power of two of them that divides the KV heads."""
+    count = 1
+    while count <= len(hardware.gpus):
+        if count == 1 or model.n_head % count == 0:
+            yield dataclasses.replace(base, gpu_layers=model.n_layer + 1, tensor_parallel=count, gpu_count=count)
+        count *= 2
+
+
+def shortage(used: MemoryEstimate, margin_fraction: float) -> DeviceMemory | None:
+    """The device that lacks most for ``used`` plus the margin; ``None`` if it fits everywhere."""
+    lacking = [device for device in (*used.devices, used.host) if _lack(device, margin_fraction) > 0]
+    return max(lacking, key=lambda device: _lack(device, margin_fraction), default=None)
+
+
+def _lack(device: DeviceMemory, margin_fraction: float) -> float:
+    if device.capacity_bytes is None:
+        return 0.0
+    return device.total_bytes - device.capacity_bytes * (1 - margin_fraction)
+
+
+def _within_limits(variant: Variant, placement: Placement, made: Estimate, workload: Workload) -> Found:
+    decode = made.speed.decode
+    least = workload.min_decode_tokens_per_second
+    if least is not None and decode is not None and decode.value < least:
+        return Rejection(
+            method=variant.method,
+            type=variant.type,
+            reason=f"decodes at {decode.value:.1f} tokens/s, {least:g} were asked for",
+            needed=least,
+            available=round(decode.value, 2),
+            unit="tokens/s",
+            rule="min-decode",
+        )
+    return Candidate(variant=variant, placement=placement, estimate=made)
+
+
+def _does_not_fit(variant: Variant, tried: list[tuple[Placement, MemoryEstimate]], workload: Workload) -> Rejection:
+    """The rejection with the numbers of the attempt that lacked least."""
+    margin = workload.memory_margin_fraction
+    worst = [device for _, used in tried if (device := shortage(used, margin)) is not None]
+    if not worst:
+        return Rejection(
+            method=variant.method, type=variant.type, reason="no placement is possible", rule="no-placement"
+        )
+    device = min(worst, key=lambda device: _lack(device, margin))
+    available = round((device.capacity_bytes or 0) * (1 - margin))
+    return Rejection(
+        method=variant.method,
+        type=variant.type,
+        reason=f"does not fit on {device.name} with {workload.context} tokens of context",
+        needed=device.total_bytes,
+        available=available,
+        unit="bytes",
+        rule="memory",
+    )

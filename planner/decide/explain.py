@@ -1,0 +1,78 @@
+"""Reasons with numbers, for the chosen candidate and against the others."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from planner.core.candidate import Candidate
+from planner.core.hardware import HardwareProfile
+from planner.core.model import ModelSpec
+from planner.core.units import format_bytes, format_rate
+from planner.core.workload import Workload
+from planner.decide.rank import memory_bytes, quality_ratio
+from planner.decide.rules import whole_in_vram
+
+
+def with_reasons(
+    ranked: tuple[Candidate, ...], model: ModelSpec, hardware: HardwareProfile, workload: Workload
+) -> tuple[Candidate, ...]:
+    """The same candidates, the first with the reasons for it, the others with how they differ from it."""
+    first = dataclasses.replace(ranked[0], reasons=_why(ranked, model, workload))
+    rest = (dataclasses.replace(c, reasons=(difference(c, ranked[0]),)) for c in ranked[1:])
+    return (first, *rest)
+
+
+def _why(ranked: tuple[Candidate, ...], model: ModelSpec, workload: Workload) -> tuple[str, ...]:
+    chosen = ranked[0]
+    reasons = [_fit_reason(chosen, model), _speed_reason(chosen), _quality_reason(chosen)]
+    if chosen.placement.kv_type == "q8_0" and workload.kv_type is None:
+        reasons.append("the KV cache is q8_0, because an f16 one leaves no room for this placement")
+    if len(ranked) > 1:
+        reasons.append(f"next best is {ranked[1].variant.label()}: {difference(ranked[1], chosen)}")
+    return tuple(reason for reason in reasons if reason)
+
+
+def _fit_reason(candidate: Candidate, model: ModelSpec) -> str:
+    used, placement = candidate.estimate.memory, candidate.placement
+    full = max((*used.devices, used.host), key=lambda d: d.total_bytes / d.capacity_bytes if d.capacity_bytes else 0)
+    room = f" of {format_bytes(full.capacity_bytes)} usable" if full.capacity_bytes else ""
+    takes = f"it takes {format_bytes(full.total_bytes)}{room} on {full.name}"
+    if not used.devices:
+        return f"no GPU is used, {takes}"
+    if whole_in_vram(candidate):
+        return f"the whole model lies in GPU memory: {takes}"
+    return f"{placement.gpu_layers} of {model.n_layer + 1} layers fit on the GPU: {takes}"
+
+
+def _speed_reason(candidate: Candidate) -> str:
+    speed = candidate.estimate.speed
+    if speed.decode is None:
+        return ""
+    bound = f", bound by {speed.bound_by}" if speed.bound_by else ""
+    low, high = format_rate(speed.decode.low), format_rate(speed.decode.high)
+    return f"it decodes about {format_rate(speed.decode.value)} tokens/s ({low}-{high}){bound}"
+
+
+def _quality_reason(candidate: Candidate) -> str:
+    ratio = candidate.estimate.quality.perplexity_ratio
+    if ratio is None:
+        return ""
+    return (
+        f"perplexity rises by {percent(ratio.value)} ({percent(ratio.low)} to {percent(ratio.high)}) "
+        "over the 16-bit model"
+    )
+
+
+def percent(ratio: float) -> str:
+    """A ratio as a signed change: ``1.0123`` → ``+1.23 %``."""
+    return f"{100 * (ratio - 1):+.2f} %"
+
+
+def difference(candidate: Candidate, chosen: Candidate) -> str:
+    """How a candidate differs from the chosen one, in memory, speed and quality."""
+    parts = [f"{format_bytes(memory_bytes(candidate))} against {format_bytes(memory_bytes(chosen))}"]
+    mine, theirs = candidate.estimate.speed.decode, chosen.estimate.speed.decode
+    if mine and theirs:
+        parts.append(f"{format_rate(mine.value)} against {format_rate(theirs.value)} tokens/s")
+    parts.append(f"perplexity {percent(quality_ratio(candidate))} against {percent(quality_ratio(chosen))}")
+    return ", ".join(parts)

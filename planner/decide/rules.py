@@ -1,0 +1,164 @@
+"""The decision matrix as data: which rules speak for a machine and a workload, and what they say."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from planner.core.candidate import Candidate, Rejection, TraceEntry
+from planner.core.data import data_path
+from planner.core.hardware import HardwareProfile
+from planner.core.units import GIB
+from planner.core.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pattern:
+    """Which variants a rule names; an unset field matches all."""
+
+    method: str
+    type: str | None = None
+
+    def matches(self, candidate: Candidate) -> bool:
+        """Whether the candidate's variant is one of those named."""
+        variant = candidate.variant
+        return variant.method == self.method and (self.type is None or variant.type == self.type)
+
+    def __str__(self) -> str:
+        return self.method.upper() if self.type is None else f"{self.method.upper()} {self.type}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One row of the decision matrix."""
+
+    id: str
+    scenario: str
+    when: dict[str, Any] = field(hash=False)
+    source: str
+    date: str
+    prefer: tuple[Pattern, ...] = ()
+    require: tuple[Pattern, ...] = ()
+
+    def names(self) -> str:
+        """The variants it speaks for, as text."""
+        return " or ".join(str(pattern) for pattern in self.prefer or self.require)
+
+    def favours(self, candidate: Candidate) -> bool:
+        """Whether it speaks for this candidate."""
+        return any(pattern.matches(candidate) for pattern in self.prefer or self.require)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """Exchange rates of an objective: what speed and memory are worth, in percent of perplexity."""
+
+    name: str
+    speed_percent_per_doubling: float
+    memory_percent_per_halving: float
+    speed_enough_tokens_per_second: float
+
+
+@cache
+def _document() -> dict[str, Any]:
+    return tomllib.loads(data_path("decision_rules.toml").read_text("utf-8"))
+
+
+@cache
+def all_rules() -> tuple[Rule, ...]:
+    """The decision matrix in the order of its file."""
+    return tuple(_rule(row) for row in _document()["rule"])
+
+
+def _rule(row: dict[str, Any]) -> Rule:
+    patterns = {key: tuple(Pattern(**pattern) for pattern in row.get(key, ())) for key in ("prefer", "require")}
+    return Rule(**{**row, **patterns})
+
+
+@cache
+def objective(name: str) -> Objective:
+    """The exchange rates of an objective (the workload has checked its name)."""
+    return next(Objective(**row) for row in _document()["objective"] if row["name"] == name)
+
+
+@cache
+def bonus_percent() -> float:
+    """What a preference is worth, in percent of perplexity."""
+    return float(_document()["bonus"]["prefer_percent"])
+
+
+def whole_in_vram(candidate: Candidate) -> bool:
+    """Whether nothing but the token embedding stays on the host."""
+    placement = candidate.placement
+    return placement.gpu_count > 0 and candidate.estimate.memory.host.kv_cache_bytes == 0
+
+
+def speaks(rule: Rule, candidate: Candidate, hardware: HardwareProfile, workload: Workload) -> bool:
+    """Whether every condition of the rule holds for this candidate."""
+    gpus = () if workload.cpu_only else hardware.gpus
+    largest_gib = max((gpu.usable_bytes() or 0 for gpu in gpus), default=0) / GIB
+    checks = {
+        "gpu": lambda want: bool(gpus) == want,
+        "vendor": lambda want: any(gpu.vendor == want for gpu in gpus),
+        "gpu_count_min": lambda want: len(gpus) >= want,
+        "vram_min_gib": lambda want: largest_gib >= want,
+        "vram_below_gib": lambda want: largest_gib < want,
+        "objective": lambda want: workload.objective == want,
+        "concurrency_min": lambda want: workload.concurrency >= want,
+        "whole_in_vram": lambda want: whole_in_vram(candidate) == want,
+    }
+    return all(checks[key](want) for key, want in rule.when.items())
+
+
+def require(
+    candidates: tuple[Candidate, ...], hardware: HardwareProfile, workload: Workload
+) -> tuple[tuple[Candidate, ...], tuple[Rejection, ...], tuple[Rule, ...]]:
+    """Candidates that the ``require`` rules leave, the others as rejections, and the rules that spoke."""
+    allowed, refused, spoken = list(candidates), [], []
+    for rule in all_rules():
+        if not rule.require or not any(speaks(rule, c, hardware, workload) for c in candidates):
+            continue
+        spoken.append(rule)
+        refused += [_refusal(rule, c) for c in allowed if not rule.favours(c)]
+        allowed = [c for c in allowed if rule.favours(c)]
+    return tuple(allowed), tuple(refused), tuple(spoken)
+
+
+def _refusal(rule: Rule, candidate: Candidate) -> Rejection:
+    variant = candidate.variant
+    reason = f"{rule.scenario}: only {rule.names()} will do"
+    return Rejection(method=variant.method, type=variant.type, reason=reason, rule=rule.id)
+
+
+def bonus(candidate: Candidate, hardware: HardwareProfile, workload: Workload) -> float:
+    """Percent of perplexity that the preferences add for this candidate; several rules add up once."""
+    spoken = (r for r in all_rules() if r.prefer and r.favours(candidate) and speaks(r, candidate, hardware, workload))
+    return bonus_percent() if any(spoken) else 0.0
+
+
+def trace(
+    ranked: tuple[Candidate, ...], required: tuple[Rule, ...], hardware: HardwareProfile, workload: Workload
+) -> tuple[TraceEntry, ...]:
+    """What every rule that spoke said, and whether the numbers agreed with it."""
+    entries = [TraceEntry(rule=r.id, effect=f"{r.scenario}: only {r.names()}", source=r.source) for r in required]
+    for rule in all_rules():
+        if not rule.prefer or not any(speaks(rule, c, hardware, workload) for c in ranked):
+            continue
+        entries.append(TraceEntry(rule=rule.id, effect=_verdict(rule, ranked, hardware, workload), source=rule.source))
+    return tuple(entries)
+
+
+def _verdict(rule: Rule, ranked: tuple[Candidate, ...], hardware: HardwareProfile, workload: Workload) -> str:
+    chosen = ranked[0]
+    if rule.favours(chosen) and speaks(rule, chosen, hardware, workload):
+        return f"{rule.scenario}: agrees"
+    best = next((c for c in ranked if rule.favours(c) and speaks(rule, c, hardware, workload)), None)
+    if best is None:
+        return f"{rule.scenario}: {rule.names()} does not fit or cannot run here"
+    gap = (chosen.score or 0.0) - (best.score or 0.0)
+    return (
+        f"{rule.scenario}: the numbers overrule it, {chosen.variant.label()} is ahead of "
+        f"{best.variant.label()} by {gap:.2f} points"
+    )

@@ -1,0 +1,107 @@
+"""llama.cpp's compute graph as far as its memory goes: which tensors live when, with sizes in symbols.
+
+The graph of a whole model repeats one or two kinds of layer, so it is built here for a few layers of each kind.
+Sizes are sums of ``coefficient * symbol`` over :data:`SYMBOLS`, so that one graph serves every context length.
+Source: src/llama-graph.cpp, src/llama-kv-cache.cpp and src/models/ of llama.cpp as in llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+Dimension = int | str
+Shape = tuple[Dimension, ...]
+Terms = tuple[tuple[int, int], ...]
+"""``(coefficient, index of a symbol)`` pairs; bytes once the symbols have values."""
+
+WeightKey = tuple[int, str]
+GLOBAL = -1
+"""Position of a weight outside the layers."""
+
+SYMBOLS = ("1", "u", "out", "kv", "kvs", "u*kv", "u*kvs")
+"""``u`` tokens of a micro-batch, ``out`` rows that get logits, ``kv`` cells of the cache, ``kvs`` of the window's."""
+_INDEX = {symbol: index for index, symbol in enumerate(SYMBOLS)}
+
+VIEWS = frozenset({"VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE"})
+IN_PLACE = frozenset({"ADD", "ADD_ID", "MUL", "DIV", "SCALE", "UNARY", "ROPE", "RMS_NORM", "CLAMP", "SOFT_MAX"})
+"""Operations that may overwrite an operand (``ggml_op_can_inplace``)."""
+
+
+class Node:
+    """A tensor of the graph: an operation's result, a view, a weight, a cache or an input."""
+
+    __slots__ = ("home", "is_input", "op", "padding", "root", "scratch", "shape", "size", "src", "weight", "width")
+
+    def __init__(self, op: str, shape: Shape, src: tuple[Node, ...] = (), *, width: int = 4) -> None:
+        self.op = op
+        self.shape = shape
+        self.src = src
+        self.width = width
+        self.size: Terms = terms(shape, width)
+        self.root: Node | None = None
+        """What a view looks into."""
+        self.home: int | None = None
+        """Device that holds it before the graph runs (weights and caches)."""
+        self.weight: WeightKey | None = None
+        """Position of the layer and role of a weight, as ``(3, "ffn_down.weight")``."""
+        self.is_input = False
+        self.scratch: Terms = ()
+        """What a GPU kernel appends to its result."""
+        self.padding = 0
+        """Bytes that a GPU appends to a quantized row."""
+
+
+def terms(shape: Shape, width: int) -> Terms:
+    """Bytes of ``shape`` with ``width`` bytes per element."""
+    coefficient, symbols = width, []
+    for dimension in shape:
+        if isinstance(dimension, int):
+            coefficient *= dimension
+        else:
+            symbols.append(dimension)
+    name = "*".join(sorted(symbols, key=lambda symbol: symbol != "u")) if symbols else "1"
+    return ((coefficient, _INDEX[name]),)
+
+
+def root_of(node: Node) -> Node:
+    """The tensor that owns the memory of ``node``."""
+    return node.root or node
+
+
+@dataclass(slots=True)
+class Graph:
+    """Nodes in execution order; weights, caches and inputs are leaves."""
+
+    nodes: list[Node] = field(default_factory=list)
+    leafs: list[Node] = field(default_factory=list)
+    seen: set[Node] = field(default_factory=set)
+
+    def expand(self, node: Node) -> None:
+        """Add ``node`` after everything it depends on, operands from left to right."""
+        if node in self.seen:
+            return
+        self.seen.add(node)
+        for source in node.src:
+            self.expand(source)
+        (self.nodes if node.op != "NONE" else self.leafs).append(node)
+
+
+def view(op: str, shape: Shape, node: Node) -> Node:
+    """A view (``VIEW``, ``RESHAPE``, ``PERMUTE``) of ``node``."""
+    made = Node(op, shape, (node,), width=node.width)
+    made.root = root_of(node)
+    return made
+
+
+def leaf(shape: Shape, width: int, *, home: int | None = None, is_input: bool = False) -> Node:
+    """An input, or a cache that lies on the device ``home``."""
+    made = Node("NONE", shape, width=width)
+    made.home, made.is_input = home, is_input
+    return made
+
+
+def weight(key: WeightKey, home: int) -> Node:
+    """A weight on the device ``home``."""
+    made = Node("NONE", (0,))
+    made.weight, made.home = key, home
+    return made

@@ -1,0 +1,362 @@
+"""What ggml's scheduler and graph allocator make of a graph: which buffer holds what, and how large it grows.
+
+Two steps. :func:`compile_graph` assigns operations to devices, splits the graph and finds when each tensor is
+allocated and freed; this needs no sizes and is done once per kind of graph. :meth:`Program.peaks` replays the
+allocations with sizes. Source: ggml/src/ggml-backend.cpp (``ggml_backend_sched_split_graph``), ggml/src/ggml-alloc.c
+and ``ggml_backend_cuda_graph_optimize`` of llama.cpp as in llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from planner.core.units import pad
+from planner.estimate.graph import IN_PLACE, SYMBOLS, VIEWS, Graph, Node, Terms, WeightKey, root_of
+
+GPU_ALIGNMENT_BYTES = 128
+HOST_ALIGNMENT_BYTES = 32
+_ENDLESS = 1 << 62
+_MAX_FUSED_EXPERTS = 15
+"""Weighted sums over more experts are not fused (``MOE_WEIGHTED_REDUCTION_MAX_EXPERTS``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Allocations and frees per device, in order, with symbolic sizes."""
+
+    events: tuple[tuple[int, ...], ...]
+    """Per device: slot ``s`` is allocated (``s``) or freed (``~s``)."""
+    sizes: tuple[Terms, ...]
+    weights: tuple[tuple[int, WeightKey], ...]
+    """Slots that are copies of weights."""
+    split_count: int
+
+    def peaks(self, symbols: Sequence[int], weight_bytes: Callable[[WeightKey], int]) -> tuple[int, ...]:
+        """Bytes of each device's compute buffer; the last device is the host.
+
+        Args:
+            symbols: values of :data:`planner.estimate.graph.SYMBOLS`.
+            weight_bytes: bytes of a weight that is copied to a GPU.
+        """
+        bytes_of = [
+            size[0][0] * symbols[size[0][1]] if len(size) == 1 else sum(factor * symbols[i] for factor, i in size)
+            for size in self.sizes
+        ]
+        for slot, key in self.weights:
+            bytes_of[slot] = weight_bytes(key)
+        last = len(self.events) - 1
+        return tuple(
+            _peak(events, bytes_of, HOST_ALIGNMENT_BYTES if device == last else GPU_ALIGNMENT_BYTES)
+            for device, events in enumerate(self.events)
+        )
+
+
+def _peak(events: tuple[int, ...], bytes_of: list[int], alignment: int) -> int:
+    """Highest address that ggml's best-fit allocator reaches (``ggml_dyn_tallocr_alloc`` and ``…_free_bytes``)."""
+    starts, lengths = [0], [_ENDLESS]
+    where: dict[int, int] = {}
+    peak = 0
+    for event in events:
+        if event >= 0:
+            size = -(-bytes_of[event] // alignment) * alignment
+            best, best_length = len(starts) - 1, _ENDLESS
+            for i in range(len(starts) - 1):
+                if size <= lengths[i] <= best_length:
+                    best, best_length = i, lengths[i]
+            where[event] = start = starts[best]
+            starts[best] += size
+            lengths[best] -= size
+            if not lengths[best]:
+                del starts[best], lengths[best]
+            peak = max(peak, start + size)
+        else:
+            size = -(-bytes_of[~event] // alignment) * alignment
+            if size:
+                _free(starts, lengths, where[~event], size)
+    return peak
+
+
+def _free(starts: list[int], lengths: list[int], start: int, size: int) -> None:
+    i = bisect_left(starts, start)
+    joins_next = i < len(starts) and start + size == starts[i]
+    joins_previous = i > 0 and starts[i - 1] + lengths[i - 1] == start
+    if joins_previous and joins_next:
+        lengths[i - 1] += size + lengths[i]
+        del starts[i], lengths[i]
+    elif joins_previous:
+        lengths[i - 1] += size
+    elif joins_next:
+        starts[i] = start
+        lengths[i] += size
+    else:
+        starts.insert(i, start)
+        lengths.insert(i, size)
+
+
+def compile_graph(graph: Graph, device_count: int, offloaded: frozenset[str], copies: int = 1) -> Program:
+    """The allocations of ``graph`` on ``device_count`` devices, of which the last is the host.
+
+    Args:
+        graph: operations in order, weights and caches with their homes.
+        device_count: GPUs plus one.
+        offloaded: batch symbols (``u``, ``out``) large enough that an operation whose weight lies on the host is
+            run on a GPU all the same, with a copy of the weight (32 rows or more, ``offload_op``).
+        copies: 4 where llama.cpp runs several GPUs as a pipeline, else 1.
+    """
+    devices = _assign(graph, device_count - 1, offloaded)
+    return _Allocation(graph, devices, device_count, copies).run()
+
+
+def _assign(graph: Graph, host: int, offloaded: frozenset[str]) -> dict[Node, int]:
+    """Device of each node: where its weights are, then spreading from GPU nodes, then from the rest."""
+    devices: dict[Node, int] = {}
+    for node in graph.leafs:
+        if node.home is not None:
+            devices[node] = node.home
+        elif node.is_input:
+            devices[node] = host
+    for node in graph.nodes:
+        found = _preferred(node, host, offloaded)
+        if found is not None:
+            devices[node] = found
+    work = [node for node in graph.nodes if node.op not in VIEWS]
+    for order, spreads_host in ((work, False), (work[::-1], False), (work, True), (work[::-1], True)):
+        current: int | None = None
+        for node in order:
+            if node in devices:
+                current = devices[node] if spreads_host or devices[node] != host else None
+            elif current is not None:
+                devices[node] = current
+    for node in graph.nodes:
+        if node.root is not None and node not in devices:
+            devices[node] = devices[node.root]
+        for source in node.src:
+            if source not in devices:
+                devices[source] = devices[source.root] if source.root is not None else devices[node]
+    return devices
+
+
+def _preferred(node: Node, host: int, offloaded: frozenset[str]) -> int | None:
+    home = root_of(node).home
+    if home is not None:
+        return home
+    if node.op in ("ROPE", "FLASH_ATTN_EXT"):
+        return None
+    for source in node.src:
+        if source.weight is not None:
+            wanted = source.home == host and node.op != "GET_ROWS" and not offloaded.isdisjoint(map(str, node.shape))
+            return 0 if wanted and host > 0 else source.home
+    return None
+
+
+class _Allocation:
+    """Splits, copies and lifetimes."""
+
+    def __init__(self, graph: Graph, devices: dict[Node, int], device_count: int, copies: int) -> None:
+        self.graph = graph
+        self.devices = devices
+        self.host = device_count - 1
+        self.copies = copies
+        self.order: list[tuple[Node, int, bool]] = []
+        """Nodes with their device as the allocator sees them; true for copies and other helpers."""
+        self.sources: dict[Node, tuple[Node, ...]] = {}
+        self.copy_of: dict[Node, Node] = {}
+        self.early: list[tuple[Node, int]] = []
+        self.pinned: set[Node] = set()
+        self.events: list[list[int]] = [[] for _ in range(device_count)]
+        self.slots: dict[Node, tuple[int, int]] = {}
+        self.sizes: list[Terms] = []
+        self.weights: list[tuple[int, WeightKey]] = []
+        self.children: dict[Node, int] = {}
+        self.views: dict[Node, int] = {}
+
+    def run(self) -> Program:
+        split_count = self._split()
+        self._count()
+        for node, device in self.early:
+            self._allocate(node, device)
+        for node in self.graph.leafs:
+            self._allocate(node, self.devices.get(node, self.host))
+        for node, device, helper in self.order:
+            for source in self.sources[node]:
+                self._allocate(source, device)
+            if not helper or node in self.copy_of:
+                self._allocate(node, device)
+            for source in self.sources[node]:
+                self._release(source)
+        return Program(
+            tuple(tuple(events) for events in self.events), tuple(self.sizes), tuple(self.weights), split_count
+        )
+
+    def _split(self) -> int:
+        splits: list[tuple[int, list[Node], list[Node]]] = []
+        copied: dict[tuple[Node, int], Node] = {}
+        for node in self.graph.nodes:
+            device = self.devices[node]
+            if node.op in VIEWS:
+                self.sources[node] = node.src
+                if not splits:
+                    splits.append((-1, [], []))
+                splits[-1][1].append(node)
+                continue
+            if splits and splits[-1][0] == -1:
+                splits[-1] = (device, splits[-1][1], splits[-1][2])
+            # a new split for each copied weight lets its memory be used again
+            fresh = bool(splits) and bool(splits[-1][2]) and any(s.weight and s.home != device for s in node.src)
+            if not splits or splits[-1][0] != device or fresh:
+                splits.append((device, [], []))
+            splits[-1][1].append(node)
+            self.sources[node] = tuple(self._local(source, device, splits[-1][2], copied) for source in node.src)
+        for device, nodes, inputs in splits:
+            self._emit(device, nodes, inputs, copied)
+        return len(splits)
+
+    def _local(self, source: Node, device: int, inputs: list[Node], copied: dict[tuple[Node, int], Node]) -> Node:
+        """``source``, or its copy where ``device`` cannot read it; the host's memory counts as such a case."""
+        home = root_of(source).home
+        if (self.devices[source] if home is None else home) == device:
+            return source
+        if (source, device) not in copied:
+            copy = Node("NONE", source.shape, width=source.width)
+            copy.size, copy.weight, copy.padding = source.size, source.weight, source.padding
+            copied[source, device] = copy
+            self.copy_of[copy] = source
+            inputs.append(source)
+        return copied[source, device]
+
+    def _emit(self, device: int, nodes: list[Node], inputs: list[Node], copied: dict[tuple[Node, int], Node]) -> None:
+        for source in inputs:
+            copy = copied[source, device]
+            keep = Node("NONE", ())
+            self.sources[keep], self.sources[copy] = (source,), ()
+            self.order += [(keep, self.devices[source], True), (copy, device, True)]
+            if self.copies > 1:
+                self._pin(copy, device)
+        kept = _fusions(nodes, self.sources) if device != self.host else {}
+        for node in nodes:
+            self.order.append((node, self.devices[node], False))
+            if node in kept:
+                keep = Node("NONE", ())
+                self.sources[keep] = kept[node]
+                self.order.append((keep, device, True))
+
+    def _pin(self, copy: Node, device: int) -> None:
+        """A pipeline keeps every copy, several times over."""
+        self.pinned.add(copy)
+        self.early.append((copy, device))
+        for _ in range(self.copies - 1):
+            twin = Node("NONE", copy.shape, width=copy.width)
+            twin.size, twin.weight = copy.size, copy.weight
+            self.pinned.add(twin)
+            self.early.append((twin, device))
+
+    def _count(self) -> None:
+        if self.copies > 1:
+            for node in [leaf for leaf in self.graph.leafs if leaf.is_input]:
+                self._pin(node, self.host)
+        for node, _, helper in self.order:
+            if node.root is not None and not helper:
+                self.views[node.root] = self.views.get(node.root, 0) + 1
+            for source in self.sources[node]:
+                self.children[source] = self.children.get(source, 0) + 1
+
+    def _allocate(self, node: Node, device: int) -> None:
+        if node in self.slots or node.root is not None or node.home is not None:
+            return
+        if node.op in IN_PLACE and self._reuse(node):
+            return
+        slot = len(self.sizes)
+        extra: Terms = ()
+        if device != self.host:
+            extra = (*node.scratch, (node.padding, 0)) if node.padding else node.scratch
+        self.sizes.append((*node.size, *extra))
+        if node.weight is not None:
+            self.weights.append((slot, node.weight))
+        self.slots[node] = (slot, device)
+        self.events[device].append(slot)
+
+    def _reuse(self, node: Node) -> bool:
+        for parent in self.sources[node]:
+            own = self.slots.get(parent)
+            if own is None or own[0] < 0 or parent in self.pinned or parent.root is not None:
+                continue
+            same = parent.width == node.width and _trimmed(parent) == _trimmed(node)
+            if same and self.children[parent] == 1 and not self.views.get(parent):
+                self.slots[node] = own
+                self.slots[parent] = (-1, own[1])
+                return True
+        return False
+
+    def _release(self, source: Node) -> None:
+        self.children[source] -= 1
+        if self.children[source] or self.views.get(source):
+            return
+        if source.root is None:
+            self._free(source)
+            return
+        self.views[source.root] -= 1
+        if not self.views[source.root] and not self.children.get(source.root):
+            self._free(source.root)
+
+    def _free(self, node: Node) -> None:
+        slot, device = self.slots.get(node, (-1, 0))
+        if slot >= 0 and node not in self.pinned:
+            self.events[device].append(~slot)
+            self.slots[node] = (-1, device)
+
+
+def _trimmed(node: Node) -> tuple[object, ...]:
+    shape = node.shape
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _fusions(nodes: list[Node], sources: dict[Node, tuple[Node, ...]]) -> dict[Node, tuple[Node, ...]]:
+    """Operands that the CUDA back end keeps until the end of operations it fuses: expert choice and expert sum."""
+    kept: dict[Node, tuple[Node, ...]] = {}
+    for i, node in enumerate(nodes):
+        ops = [each.op for each in nodes[i : i + 13]]
+        if node.op == "MUL" and len(node.shape) == 3 and ops[1:2] == ["VIEW"]:
+            used = node.shape[1]
+            last = i + 2 * used - 1 if isinstance(used, int) else len(nodes)
+            if last < len(nodes) and 2 <= int(used) <= _MAX_FUSED_EXPERTS and nodes[last].op == "ADD":
+                kept[nodes[last]] = sources[node]
+        elif (length := _choice_length(ops)) and i + length < len(nodes):
+            members = nodes[i : i + length]
+            found = dict.fromkeys(each for member in members for each in (member, *sources[member]))
+            kept[nodes[i + length]] = tuple(found)
+    return kept
+
+
+_CHOICES = (
+    ("SOFT_MAX", "RESHAPE", "ARGSORT", "VIEW", "GET_ROWS"),
+    ("UNARY", "RESHAPE", "ARGSORT", "VIEW", "GET_ROWS"),
+    ("UNARY", "RESHAPE", "ADD", "ARGSORT", "VIEW", "GET_ROWS"),
+)
+_NORMALIZED = ["RESHAPE", "SUM_ROWS", "CLAMP", "DIV", "RESHAPE"]
+
+
+def _choice_length(ops: list[str]) -> int:
+    """How many operations belong to a fused choice of experts that starts here; 0 if none does."""
+    for pattern in _CHOICES:
+        if tuple(ops[: len(pattern)]) == pattern:
+            length = len(pattern)
+            if ops[length : length + 5] == _NORMALIZED:
+                length += 5
+            return length + (ops[length : length + 1] == ["SCALE"])
+    return 0
+
+
+def symbol_values(u: int, out: int, kv: int, kvs: int) -> tuple[int, ...]:
+    """Values of :data:`SYMBOLS`, in their order."""
+    values = (1, u, out, kv, kvs, u * kv, u * kvs)
+    assert len(values) == len(SYMBOLS)
+    return values
+
+
+def host_padded(value: int) -> int:
+    """``value`` as the host's buffers round it."""
+    return pad(value, HOST_ALIGNMENT_BYTES)

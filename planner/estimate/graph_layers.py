@@ -1,0 +1,363 @@
+"""The operations of a decoder layer by layer, as llama.cpp's ``build_…`` functions order them.
+
+One builder serves all architectures: what a layer computes is read off the tensors it has (fused or separate
+QKV, biases, norms of Q and K, post-norms, experts, shared experts, latent attention), and the few differences that
+leave no tensor behind are listed by architecture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.core.model import AttentionLayer, ModelSpec
+from planner.estimate.graph import GLOBAL, Graph, Node, Shape, leaf, terms, view, weight
+from planner.formats.ggml import row_bytes, type_traits
+
+_SCALED_INPUT = ("gemma", "gemma2", "gemma3", "gemma3n", "gemma4")
+_SOFT_CAPPED = ("gemma2",)
+_RESIDUAL_FIRST = ("phi3", "phimoe")
+"""Architectures that add the residual to the result, not the result to the residual."""
+_ROWS_CHOSEN_LAST = ("gpt-oss",)
+"""Architectures that pick the rows with logits after the last layer, not inside it."""
+_NORMALIZED_EXPERTS = ("llama", "qwen3moe", "phimoe", "olmoe", "qwen2moe", "granitemoe")
+_HADAMARD_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What shapes the graph besides the model. Hashable: compiled graphs are kept by it."""
+
+    flash_attention: bool
+    type_k: str
+    type_v: str
+    devices: tuple[tuple[int, int], ...]
+    """``(layer, device)`` for the layers that stand for all others, in order."""
+    host: int
+    """Index of the host: the number of GPUs."""
+    output_device: int
+    stream_count: int = 1
+
+
+class LayerBuilder:
+    """Builds the graph of a few layers of ``model``."""
+
+    def __init__(self, model: ModelSpec, setting: Setting) -> None:
+        self.model = model
+        self.setting = setting
+        self.graph = Graph()
+        self.architecture = model.architecture
+        self.shapes: dict[int, dict[str, Shape]] = {}
+        for tensor in model.tensors:
+            if tensor.layer is not None:
+                self.shapes.setdefault(tensor.layer, {})[tensor.name.split(".", 2)[2]] = tensor.shape
+        self.factors = next((t.name for t in model.tensors if t.name.startswith("rope_f")), None)
+        self.windowed = any(layer.kind == "sliding" for layer in model.attention)
+        self.has: dict[str, Shape] = {}
+        self.device = 0
+        self.position = GLOBAL
+        self.frequencies: dict[int, Node] = {}
+
+    def build(self) -> Graph:
+        """The graph, from token embedding to logits."""
+        current = self._input()
+        self._inputs()
+        last = len(self.setting.devices) - 1
+        for position, (layer, device) in enumerate(self.setting.devices):
+            self.has, self.device, self.position = self.shapes.get(layer, {}), device, position
+            chosen = position == last and self.architecture not in _ROWS_CHOSEN_LAST
+            current = self._layer(self.model.attention[layer], current, chosen)
+        if self.architecture in _ROWS_CHOSEN_LAST:
+            current = Node("GET_ROWS", (self.model.n_embd, "out"), (current, self.out_ids))
+        self._output(current)
+        return self.graph
+
+    # Inputs and outputs
+
+    def _input(self) -> Node:
+        n_embd, host = self.model.n_embd, self.setting.host
+        tokens, embeddings = leaf(("u",), 4, is_input=True), leaf((n_embd, "u"), 4, is_input=True)
+        rows = Node("GET_ROWS", (n_embd, "u"), (weight((GLOBAL, "token_embd.weight"), host), tokens))
+        self.graph.expand(rows)
+        self.graph.expand(embeddings)
+        return Node("SCALE", rows.shape, (rows,)) if self.architecture in _SCALED_INPUT else rows
+
+    def _inputs(self) -> None:
+        self.positions = leaf(("u",), 4, is_input=True)
+        self.out_ids = leaf(("out",), 4, is_input=True)
+        width = 2 if self.setting.flash_attention else 4
+        widest = max((a.head_count_kv * a.v_dim for a in self.model.attention), default=0)
+        v_rows: Shape = ("u",) if self.setting.flash_attention else ("u", widest)
+        self.masks, self.k_rows, self.v_rows, self.k_turns, self.v_turns = {}, {}, {}, {}, {}
+        for cells in ("kv", "kvs") if self.windowed else ("kv",):
+            self.masks[cells] = leaf((cells, "u"), width, is_input=True)
+            self.k_rows[cells] = leaf(("u",), 8, is_input=True)
+            self.v_rows[cells] = leaf(v_rows, 8, is_input=True)
+            self.k_turns[cells] = self._turn(self.setting.type_k, largest=True)
+            self.v_turns[cells] = None if self.model.mla else self._turn(self.setting.type_v, largest=False)
+
+    def _turn(self, type_: str, *, largest: bool) -> Node | None:
+        """A Hadamard matrix: llama.cpp rotates K and V before it quantizes them into the cache."""
+        dims = {layer.k_dim if largest else layer.v_dim for layer in self.model.attention if layer.k_dim}
+        if type_traits(type_).block_weights == 1 or len(dims) != 1:
+            return None
+        (dim,) = dims
+        rows = _HADAMARD_ROWS
+        if dim % rows:
+            return None
+        while largest and dim % (2 * rows) == 0:
+            rows *= 2
+        return leaf((rows, rows), 4, is_input=True)
+
+    def _output(self, current: Node) -> None:
+        self.has, self.device, self.position = {"output_norm.weight": ()}, self.setting.output_device, GLOBAL
+        current = self._norm(current, "output_norm.weight")
+        role = "token_embd.weight" if self.model.tied_embeddings else "output.weight"
+        logits = Node("MUL_MAT", (self.model.n_vocab, "out"), (self._weight(role), current))
+        self.graph.expand(logits)
+
+    # Pieces
+
+    def _weight(self, role: str) -> Node:
+        return weight((self.position, role), self.device)
+
+    def _norm(self, node: Node, role: str) -> Node:
+        normed = Node("RMS_NORM", node.shape, (node,))
+        return Node("MUL", node.shape, (normed, self._weight(role))) if role in self.has else normed
+
+    def _linear(self, node: Node, role: str) -> Node:
+        """``role.weight`` times ``node``, plus ``role.bias`` where there is one."""
+        rows = self.has[f"{role}.weight"][1]
+        made = Node("MUL_MAT", (rows, *node.shape[1:]), (self._weight(f"{role}.weight"), node))
+        if f"{role}.bias" in self.has:
+            made = Node("ADD", made.shape, (made, self._weight(f"{role}.bias")))
+        return made
+
+    def _rope(self, node: Node) -> Node:
+        # one tensor per device, shared by its layers
+        factors = (self.frequencies.setdefault(self.device, weight((GLOBAL, self.factors), self.device)),) if self.factors else ()
+        return Node("ROPE", node.shape, (node, self.positions, *factors))
+
+    def _layer(self, attention: AttentionLayer, entry: Node, chosen: bool) -> Node:
+        current = self._norm(entry, "attn_norm.weight")
+        if attention.kind in ("full", "sliding"):
+            current = self._mla(attention, current) if self.model.mla else self._attention(attention, current)
+        residual = entry
+        if chosen:
+            shape: Shape = (self.model.n_embd, "out")
+            current = Node("GET_ROWS", shape, (current, self.out_ids))
+            residual = Node("GET_ROWS", shape, (entry, self.out_ids))
+        if "post_attention_norm.weight" in self.has and "post_ffw_norm.weight" in self.has:
+            current = self._norm(current, "post_attention_norm.weight")
+        middle = Node("ADD", current.shape, (current, residual))
+        norm = "ffn_norm.weight" if "ffn_norm.weight" in self.has else "post_attention_norm.weight"
+        current = self._norm(middle, norm)
+        current = self._experts(current) if "ffn_gate_inp.weight" in self.has else self._ffn(current, "")
+        if "post_ffw_norm.weight" in self.has:
+            current = self._norm(current, "post_ffw_norm.weight")
+        operands = (middle, current) if self.architecture in _RESIDUAL_FIRST else (current, middle)
+        return Node("ADD", current.shape, operands)
+
+    # Attention
+
+    def _attention(self, attention: AttentionLayer, current: Node) -> Node:
+        heads, heads_kv = attention.head_count, attention.head_count_kv
+        q_shape: Shape = (attention.k_dim, heads, "u")
+        k_shape: Shape = (attention.k_dim, heads_kv, "u")
+        v_shape: Shape = (attention.v_dim, heads_kv, "u")
+        if "attn_qkv.weight" in self.has:
+            fused = self._linear(current, "attn_qkv")
+            q, k, v = (view("VIEW", shape, fused) for shape in (q_shape, k_shape, v_shape))
+        else:
+            q = view("RESHAPE", q_shape, self._linear(current, "attn_q"))
+            k = view("RESHAPE", k_shape, self._linear(current, "attn_k"))
+            v = view("RESHAPE", v_shape, self._linear(current, "attn_v"))
+        if "attn_q_norm.weight" in self.has:
+            q, k = self._norm(q, "attn_q_norm.weight"), self._norm(k, "attn_k_norm.weight")
+        q, k = self._rope(q), self._rope(k)
+        cells = "kvs" if attention.kind == "sliding" else "kv"
+        q, k = self._turned(q, self.k_turns[cells]), self._turned(k, self.k_turns[cells])
+        v = self._turned(v, self.v_turns[cells])
+        for node in (q, k, v) if self.windowed else (q, v, k):
+            self.graph.expand(node)
+        k_cache = self._store(k, attention.k_dim, heads_kv, cells, self.setting.type_k, self.k_rows[cells])
+        v_cache = self._store(v, attention.v_dim, heads_kv, cells, self.setting.type_v, self.v_rows[cells])
+        result = self._attend(q, k_cache, v_cache, cells, heads)
+        return self._linear(self._turned(result, self.v_turns[cells]), "attn_output")
+
+    def _turned(self, node: Node, matrix: Node | None) -> Node:
+        if matrix is None:
+            return node
+        rows = matrix.shape[0]
+        flat: Shape = (rows, *_divided(node.shape, rows))
+        turned = Node("MUL_MAT", flat, (matrix, view("RESHAPE", flat, node)))
+        return view("RESHAPE", node.shape, turned)
+
+    def _store(self, node: Node, dim: int, heads: int, cells: str, type_: str, rows: Node) -> Node:
+        """Write ``node`` into the cache; the view of the cache that attention reads."""
+        cache = leaf((dim * heads, cells), 2, home=self.device)
+        flat = view("VIEW", (dim * heads, "u"), node)
+        if not self.setting.flash_attention and rows in self.v_rows.values():
+            flat = view("RESHAPE", (1, dim * heads, "u"), view("RESHAPE", (dim * heads, "u"), node))
+            stored = Node("SET_ROWS", (), (flat, rows, view("RESHAPE", (1, dim * heads, cells), cache)))
+        else:
+            stored = Node("SET_ROWS", (), (flat, rows, cache))
+        stored.root = cache
+        self.graph.expand(stored)
+        return self._window(cache, dim, heads, cells, type_)
+
+    def _window(self, cache: Node, dim: int, heads: int, cells: str, type_: str) -> Node:
+        seen = view("PERMUTE", (dim, cells, heads), view("VIEW", (dim, heads, cells), cache))
+        traits = type_traits(type_)
+        seen.size = terms((cells,), row_bytes(type_, dim * heads))
+        if traits.block_weights > 1 and dim % 512:
+            seen.padding = row_bytes(type_, 512 - dim % 512)
+        seen.width = 2 if traits.block_weights == 1 else 0
+        return seen
+
+    def _attend(self, q: Node, k: Node, v: Node, cells: str, heads: int, v_up: str | None = None) -> Node:
+        """``build_attn_mha``: flash attention, or scores, soft-max and their product with V."""
+        mask = self.masks[cells]
+        v_dim = v.shape[0]
+        q = view("PERMUTE", (q.shape[0], "u", heads), view("VIEW", q.shape, q))
+        sinks = (self._weight("attn_sinks.weight"),) if "attn_sinks.weight" in self.has else ()
+        if self.setting.flash_attention:
+            result = Node("FLASH_ATTN_EXT", (v_dim, heads, "u"), (q, k, v, mask, *sinks))
+            result.scratch = self._half_copies(k, v)
+            if v_up is not None:
+                up = self.has[v_up][1]
+                turned = view("PERMUTE", (v_dim, "u", heads), result)
+                product = Node("MUL_MAT", (up, "u", heads), (self._weight(v_up), turned))
+                result = Node("CONT", (up, heads, "u"), (view("PERMUTE", (up, heads, "u"), product),))
+            merged = view("RESHAPE", (_product(result.shape[0], heads), "u"), result)
+        else:
+            scores = Node("MUL_MAT", (cells, "u", heads), (k, q))
+            if self.architecture in _SOFT_CAPPED:
+                for op in ("SCALE", "UNARY", "SCALE"):
+                    scores = Node(op, scores.shape, (scores,))
+            scores = Node("SOFT_MAX", scores.shape, (scores, mask, *sinks))
+            if self.model.mla:
+                v = Node("CONT", (cells, v_dim), (view("TRANSPOSE", (cells, v_dim), v),), width=2)
+            result = Node("MUL_MAT", (v_dim, "u", heads), (v, scores))
+            if v_up is not None:
+                result = Node("MUL_MAT", (self.has[v_up][1], "u", heads), (self._weight(v_up), result))
+            wide = _product(result.shape[0], heads)
+            merged = Node("CONT", (wide, "u"), (view("PERMUTE", (result.shape[0], heads, "u"), result),))
+        self.graph.expand(merged)
+        return merged
+
+    def _half_copies(self, k: Node, v: Node) -> tuple[tuple[int, int], ...]:
+        """Flash attention kernels expand a quantized cache to F16 behind their result."""
+        scratch: tuple[tuple[int, int], ...] = ()
+        for node, type_ in ((k, self.setting.type_k), (v, self.setting.type_v)):
+            if type_ != "F16" and not (node is v and self.model.mla):
+                scratch += terms(node.shape, 2)
+        return scratch
+
+    def _mla(self, attention: AttentionLayer, current: Node) -> Node:
+        """Latent attention with the projections absorbed (``src/models/deepseek2.cpp``)."""
+        heads, wide = attention.head_count, attention.k_dim
+        if "attn_q_a.weight" in self.has:
+            q = self._linear(self._norm(self._linear(current, "attn_q_a"), "attn_q_a_norm.weight"), "attn_q_b")
+        else:
+            q = self._linear(current, "attn_q")
+        nope, rank = self.has["attn_k_b.weight"][0], self.has["attn_k_b.weight"][1]
+        assert isinstance(nope, int) and isinstance(rank, int)
+        rope = wide - rank
+        q = view("RESHAPE", (nope + rope, heads, "u"), q)
+        both = self._linear(current, "attn_kv_a_mqa")
+        k_rope = self._rope(view("VIEW", (rope, 1, "u"), both))
+        latent = self._norm(view("VIEW", (rank, "u"), both), "attn_kv_a_norm.weight")
+        q_rope = self._rope(view("VIEW", (rope, heads, "u"), q))
+        q_nope = view("PERMUTE", (nope, "u", heads), view("VIEW", (nope, heads, "u"), q))
+        absorbed = Node("MUL_MAT", (rank, "u", heads), (self._weight("attn_k_b.weight"), q_nope))
+        q = Node("CONCAT", (wide, heads, "u"), (view("PERMUTE", (rank, heads, "u"), absorbed), q_rope))
+        v = view("RESHAPE", (rank, 1, "u"), latent)
+        k = Node("CONCAT", (wide, 1, "u"), (v, k_rope))
+        for node in (q, v, k):
+            self.graph.expand(node)
+        k_cache = self._store(k, wide, 1, "kv", self.setting.type_k, self.k_rows["kv"])
+        v_cache = view("PERMUTE", (rank, "kv", 1), k_cache)
+        v_cache.size, v_cache.padding, v_cache.width = k_cache.size, k_cache.padding, k_cache.width
+        return self._linear(self._attend(q, k_cache, v_cache, "kv", heads, "attn_v_b.weight"), "attn_output")
+
+    # Feed-forward
+
+    def _ffn(self, current: Node, suffix: str) -> Node:
+        up = self._linear(current, f"ffn_up{suffix}")
+        rows = self.has[f"ffn_down{suffix}.weight"][0]
+        shape: Shape = (rows, *current.shape[1:])
+        if f"ffn_gate{suffix}.weight" in self.has:
+            active = Node("GLU", shape, (self._linear(current, f"ffn_gate{suffix}"), up))
+        else:
+            active = Node("GLU" if up.shape[0] != rows else "UNARY", shape, (up,))
+        return self._linear(active, f"ffn_down{suffix}")
+
+    def _experts(self, current: Node) -> Node:
+        mixture = self.model.mixture
+        assert mixture is not None
+        used, batch = mixture.expert_used_count, current.shape[1]
+        chosen, weights = self._route(current, mixture.expert_count, used)
+        self.graph.expand(weights)
+        tall = view("RESHAPE", (self.model.n_embd, 1, batch), current)
+        up = self._expert_linear(tall, "ffn_up_exps", chosen, used, batch)
+        gate = self._expert_linear(tall, "ffn_gate_exps", chosen, used, batch)
+        active = Node("GLU", up.shape, (gate, up))
+        down = self._expert_linear(active, "ffn_down_exps", chosen, used, batch)
+        weighted = Node("MUL", down.shape, (down, weights))
+        self.graph.expand(weighted)
+        parts = [view("VIEW", (self.model.n_embd, batch), weighted) for _ in range(used)]
+        for part in parts:
+            self.graph.expand(part)
+        total = parts[0]
+        for part in parts[1:]:
+            total = Node("ADD", part.shape, (total, part))
+            self.graph.expand(total)
+        if "ffn_up_shexp.weight" in self.has:
+            total = Node("ADD", total.shape, (total, self._ffn(current, "_shexp")))
+        return total
+
+    def _route(self, current: Node, expert_count: int, used: int) -> tuple[Node, Node]:
+        """Which experts, and with what weights."""
+        batch = current.shape[1]
+        logits = self._linear(current, "ffn_gate_inp")
+        late = self.architecture == "gpt-oss"
+        biased = "exp_probs_b.bias" in self.has
+        probabilities = logits if late else Node("UNARY" if biased else "SOFT_MAX", logits.shape, (logits,))
+        scored = probabilities
+        if biased:
+            scored = Node("ADD", logits.shape, (probabilities, self._weight("exp_probs_b.bias")))
+        chosen = view("VIEW", (used, batch), Node("ARGSORT", logits.shape, (scored,)))
+        weights = Node("GET_ROWS", (1, used, batch), (view("RESHAPE", (1, expert_count, batch), probabilities), chosen))
+        if late:
+            flat = Node("SOFT_MAX", (used, batch), (view("RESHAPE", (used, batch), weights),))
+            return chosen, view("RESHAPE", (1, used, batch), flat)
+        if biased or self.architecture in _NORMALIZED_EXPERTS:
+            flat = view("RESHAPE", (used, batch), weights)
+            total = Node("CLAMP", (1, batch), (Node("SUM_ROWS", (1, batch), (flat,)),))
+            weights = view("RESHAPE", (1, used, batch), Node("DIV", (used, batch), (flat, total)))
+        if biased:
+            weights = Node("SCALE", weights.shape, (weights,))
+        return chosen, weights
+
+    def _expert_linear(self, node: Node, role: str, chosen: Node, used: int, batch: int | str) -> Node:
+        rows = self.has[f"{role}.weight"][1]
+        made = Node("MUL_MAT_ID", (rows, used, batch), (self._weight(f"{role}.weight"), node, chosen))
+        if f"{role}.bias" in self.has:
+            made = Node("ADD_ID", made.shape, (made, self._weight(f"{role}.bias"), chosen))
+        return made
+
+
+def _product(a: int | str, b: int) -> int:
+    assert isinstance(a, int)
+    return a * b
+
+
+def _divided(shape: Shape, rows: int | str) -> Shape:
+    """The dimensions after ``rows`` when ``shape`` is cut into rows of that length."""
+    numbers = [d for d in shape if isinstance(d, int)]
+    symbols = [d for d in shape if isinstance(d, str)]
+    total = 1
+    for number in numbers:
+        total *= number
+    assert isinstance(rows, int)
+    return (total // rows, *symbols)

@@ -1,0 +1,356 @@
+"""Seconds per token and per prompt from the fitted model, on GPUs, on the CPU, and split between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.core.candidate import Placement, Variant
+from planner.core.hardware import Gpu, HardwareProfile
+from planner.estimate import speed_terms
+from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class, is_ultra
+from planner.estimate.speed_model import coefficients
+from planner.estimate.speed_terms import Case, type_class
+from planner.estimate.speed_work import Work
+
+Terms = tuple[tuple[str, float, str], ...]
+
+CROSSING_SECONDS = 6e-5
+"""Handing the hidden state from GPU to CPU and back once per token: two synchronisations of a command queue.
+About 20-30 microseconds each (CUDA's cudaStreamSynchronize on Linux); the state itself is a few kilobytes."""
+TENSOR_PARALLEL_EFFICIENCY = 0.8
+"""Share of the ideal speed-up: gpt-fast's tensor-parallel table, Llama-2-7B on 2 x A100 (README, 2023-12)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """A time with its arithmetic."""
+
+    seconds: float
+    terms: Terms
+    bound_by: str
+    case: Case
+    fit: str
+    split: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where the work is done: the devices used and the settings that matter."""
+
+    gpus: tuple[Gpu, ...]
+    host_bandwidth: float | None
+    host_threads: int
+    host_class: str
+    tensor_parallel: int = 1
+
+    @property
+    def backend(self) -> str:
+        """llama.cpp's back end of the devices used, ``cpu`` without one."""
+        return self.gpus[0].backend if self.gpus else "cpu"
+
+
+def site(placement: Placement, hardware: HardwareProfile) -> Site:
+    """The devices that ``placement`` uses on ``hardware``."""
+    used = hardware.gpus[: max(1, placement.gpu_count)] if placement.gpu_layers > 0 else ()
+    return Site(
+        gpus=used,
+        host_bandwidth=hardware.memory.bandwidth_bytes_per_second,
+        host_threads=placement.threads or hardware.cpu.inference_threads(),
+        host_class=cpu_class(hardware.cpu),
+        tensor_parallel=max(1, placement.tensor_parallel),
+    )
+
+
+def gpu_case(work: Work, variant: Variant, gpu: Gpu) -> Case:
+    """The coefficients' case of ``variant`` on ``gpu``."""
+    return Case(
+        backend=gpu.backend,
+        chip=chip_class(gpu),
+        type_class=type_class(variant.type),
+        moe=work.moe,
+        hybrid=work.hybrid,
+        gemma=work.gemma,
+        ultra=is_ultra(gpu),
+        runtime=variant.runtime,
+        method=variant.method,
+    )
+
+
+def cpu_case(work: Work, variant: Variant, where: Site) -> Case:
+    """The coefficients' case of ``variant`` on the host's cores."""
+    return Case(backend="cpu", chip=where.host_class, type_class=type_class(variant.type), moe=work.moe)
+
+
+def decode(work: Work, variant: Variant, where: Site) -> Timing | None:
+    """Seconds per generated token; ``None`` where a bandwidth that is needed is unknown."""
+    if variant.method != "gguf":
+        return _serving_decode(work, variant, where)
+    if not where.gpus:
+        return _cpu_decode(work, variant, where, share=1.0)
+    parts = [_gpu_decode(work, variant, gpu, 1 / len(where.gpus)) for gpu in where.gpus]
+    if not work.host_bytes or where.gpus[0].unified_memory and work.gpu_layers >= work.layers:
+        return _joined(parts, None)
+    host = _cpu_decode(work, variant, where, share=1 - work.gpu_share)
+    return None if host is None else _joined(parts, host)
+
+
+def prefill(work: Work, variant: Variant, where: Site) -> Timing | None:
+    """Seconds to read the prompt; ``None`` where a figure that is needed is unknown."""
+    if variant.method != "gguf":
+        return _serving_prefill(work, variant, where)
+    if not where.gpus:
+        return _cpu_prefill(work, variant, where, share=1.0)
+    parts = [_gpu_prefill(work, variant, gpu, 1 / len(where.gpus)) for gpu in where.gpus]
+    if not work.host_bytes:
+        return _joined(parts, None)
+    return _split_prefill(work, variant, where, parts)
+
+
+def _joined(parts: list[Timing | None], host: Timing | None) -> Timing | None:
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or not known:
+        return None
+    seconds = sum(part.seconds for part in known)
+    terms: Terms = known[0].terms if len(known) == 1 else _numbered(known)
+    if host is None:
+        return Timing(seconds=seconds, terms=terms, bound_by=known[0].bound_by, case=known[0].case, fit=known[0].fit)
+    return Timing(
+        seconds=seconds + host.seconds + CROSSING_SECONDS,
+        terms=(*terms, *host.terms, ("handing over", CROSSING_SECONDS, "s")),
+        bound_by=known[0].bound_by if seconds > host.seconds else host.bound_by,
+        case=known[0].case,
+        fit=known[0].fit,
+        split=True,
+    )
+
+
+def _numbered(parts: list[Timing]) -> Terms:
+    return tuple((f"GPU {i}: {name}", value, unit) for i, part in enumerate(parts) for name, value, unit in part.terms)
+
+
+def _gpu_decode(work: Work, variant: Variant, gpu: Gpu, share: float) -> Timing | None:
+    bandwidth = gpu.bandwidth_bytes_per_second
+    if not bandwidth:
+        return None
+    case = gpu_case(work, variant, gpu)
+    k = coefficients("gpu_decode", case)
+    compute = compute_rate(gpu, case.chip)
+    layers = work.gpu_layers * share
+    on_gpu = work.gpu_share
+    weights, launches, cache = speed_terms.gpu_decode_seconds(
+        weight_bytes=work.gpu_bytes * share,
+        params=work.params * on_gpu * share,
+        layers=layers,
+        kv_bytes=work.kv_bytes * layers / work.layers,
+        bandwidth=bandwidth,
+        unpack=1 / compute if compute else 0.0,
+        k=k,
+    )
+    streaming = work.gpu_bytes * share / (bandwidth * k["efficiency"])
+    terms = (
+        ("weights read per token", work.gpu_bytes * share, "B"),
+        ("bandwidth", bandwidth, "B/s"),
+        ("share of the bandwidth reached", k["efficiency"], ""),
+        ("weights", weights, "s"),
+        ("kernel launches", launches, "s"),
+        ("KV cache", cache, "s"),
+    )
+    largest = max((weights, launches, cache))
+    names = {weights: "GPU bandwidth" if streaming > 0.8 * weights else "GPU compute", launches: "launch overhead"}
+    return Timing(
+        seconds=weights + launches + cache,
+        terms=terms,
+        bound_by=names.get(largest, "KV cache reads"),
+        case=case,
+        fit="gpu_decode",
+    )
+
+
+def _cpu_decode(work: Work, variant: Variant, where: Site, share: float) -> Timing | None:
+    if not where.host_bandwidth:
+        return None
+    case = cpu_case(work, variant, where)
+    k = coefficients("cpu_decode", case)
+    read = work.weight_bytes * share
+    weights, cache = speed_terms.cpu_decode_seconds(
+        weight_bytes=read,
+        params=work.params * share,
+        kv_bytes=work.kv_bytes * (1.0 if share == 1.0 else 1 - work.gpu_layers / work.layers),
+        bandwidth=where.host_bandwidth,
+        threads=where.host_threads,
+        k=k,
+    )
+    arithmetic = work.params * share / (where.host_threads * k["unpack"])
+    return Timing(
+        seconds=weights + cache,
+        terms=(
+            ("weights read per token by the host", read, "B"),
+            ("host bandwidth", where.host_bandwidth, "B/s"),
+            ("threads", float(where.host_threads), ""),
+            ("host weights", weights, "s"),
+            ("host KV cache", cache, "s"),
+        ),
+        bound_by="compute" if arithmetic > 0.8 * weights else "host bandwidth",
+        case=case,
+        fit="cpu_decode",
+    )
+
+
+def _gpu_prefill(work: Work, variant: Variant, gpu: Gpu, share: float) -> Timing | None:
+    case = gpu_case(work, variant, gpu)
+    compute, bandwidth = compute_rate(gpu, case.chip), gpu.bandwidth_bytes_per_second
+    if not compute or not bandwidth:
+        return None
+    k = coefficients("gpu_prefill", case)
+    layers = work.gpu_layers * share
+    matmul, attention, launches = speed_terms.gpu_prefill_seconds(
+        tokens=work.prompt,
+        params=work.params * work.gpu_share * share,
+        layers=layers,
+        streamed_bytes=work.streamed_bytes * work.gpu_share * share,
+        passes=work.passes,
+        attention_operations=work.attention_operations * layers / work.layers,
+        bandwidth=bandwidth,
+        compute=compute,
+        k=k,
+    )
+    return Timing(
+        seconds=matmul + attention + launches,
+        terms=(
+            ("prompt", float(work.prompt), "tokens"),
+            ("weights multiplied per token", work.params * share, ""),
+            ("arithmetic rate", compute * k["matmul"], "FLOP/s"),
+            ("matrix products", matmul, "s"),
+            ("attention", attention, "s"),
+            ("kernel launches", launches, "s"),
+        ),
+        bound_by="compute",
+        case=case,
+        fit="gpu_prefill",
+    )
+
+
+def _cpu_prefill(work: Work, variant: Variant, where: Site, share: float) -> Timing | None:
+    case = cpu_case(work, variant, where)
+    k = coefficients("cpu_prefill", case)
+    matmul, attention = speed_terms.cpu_prefill_seconds(
+        tokens=work.prompt,
+        params=work.params * share,
+        attention_operations=work.attention_operations * share,
+        threads=where.host_threads,
+        k=k,
+    )
+    return Timing(
+        seconds=matmul + attention,
+        terms=(
+            ("prompt", float(work.prompt), "tokens"),
+            ("host arithmetic rate", where.host_threads * k["matmul"], "FLOP/s"),
+            ("host matrix products", matmul, "s"),
+            ("host attention", attention, "s"),
+        ),
+        bound_by="compute",
+        case=case,
+        fit="cpu_prefill",
+    )
+
+
+def _split_prefill(work: Work, variant: Variant, where: Site, parts: list[Timing | None]) -> Timing | None:
+    """A prompt of 32 tokens or more: the host's weights travel to the GPU once per micro-batch (op offload)."""
+    whole = [_gpu_prefill(_all_on_gpu(work), variant, gpu, 1 / len(where.gpus)) for gpu in where.gpus]
+    computed = _joined(whole, None)
+    on_cpu = _cpu_prefill(work, variant, where, share=1 - work.gpu_share)
+    joined = _joined(parts, on_cpu) if on_cpu else None
+    link = where.gpus[0].link_bytes_per_second
+    if computed is None or link is None or work.prompt < 32:
+        return joined
+    moved = work.passes * work.streamed_bytes * (1 - work.gpu_share) / link
+    offloaded = Timing(
+        seconds=computed.seconds + moved,
+        terms=(*computed.terms, ("host weights over the link", moved, "s")),
+        bound_by="link" if moved > computed.seconds else computed.bound_by,
+        case=computed.case,
+        fit=computed.fit,
+        split=True,
+    )
+    return offloaded if joined is None or offloaded.seconds < joined.seconds else joined
+
+
+def _all_on_gpu(work: Work) -> Work:
+    from dataclasses import replace
+
+    return replace(work, gpu_bytes=work.weight_bytes, host_bytes=0.0, gpu_layers=work.layers)
+
+
+def _serving_case(work: Work, variant: Variant, gpu: Gpu) -> Case:
+    from dataclasses import replace
+
+    runtime = "exllama" if variant.runtime.startswith("exllama") else variant.runtime
+    return replace(gpu_case(work, variant, gpu), runtime=runtime, type_class="", hybrid=False, gemma=False, ultra=False)
+
+
+def _serving_decode(work: Work, variant: Variant, where: Site) -> Timing | None:
+    gpu = where.gpus[0] if where.gpus else None
+    if gpu is None or not gpu.bandwidth_bytes_per_second:
+        return None
+    case = _serving_case(work, variant, gpu)
+    k = coefficients("serving_decode", case)
+    weights, launches, cache = speed_terms.serving_decode_seconds(
+        weight_bytes=work.weight_bytes,
+        layers=work.layers,
+        kv_bytes=work.kv_bytes,
+        bandwidth=gpu.bandwidth_bytes_per_second,
+        k=k,
+    )
+    ways = _parallel(where)
+    return Timing(
+        seconds=(weights + cache) / ways + launches,
+        terms=(
+            ("weights read per token", work.weight_bytes, "B"),
+            ("bandwidth", gpu.bandwidth_bytes_per_second, "B/s"),
+            ("share of the bandwidth reached", k["efficiency"], ""),
+            ("weights", weights / ways, "s"),
+            ("kernel launches", launches, "s"),
+            ("KV cache", cache / ways, "s"),
+        ),
+        bound_by="launch overhead" if launches > weights / ways else "GPU bandwidth",
+        case=case,
+        fit="serving_decode",
+    )
+
+
+def _serving_prefill(work: Work, variant: Variant, where: Site) -> Timing | None:
+    gpu = where.gpus[0] if where.gpus else None
+    if gpu is None or not gpu.bandwidth_bytes_per_second or not gpu.fp16_flops_per_second:
+        return None
+    case = _serving_case(work, variant, gpu)
+    k = coefficients("serving_prefill", case)
+    matmul, attention, launches = speed_terms.serving_prefill_seconds(
+        tokens=work.prompt,
+        params=work.params,
+        weight_bytes=work.streamed_bytes,
+        layers=work.layers,
+        attention_operations=work.attention_operations,
+        bandwidth=gpu.bandwidth_bytes_per_second,
+        matrix=gpu.fp16_flops_per_second,
+        k=k,
+    )
+    ways = _parallel(where)
+    return Timing(
+        seconds=(matmul + attention) / ways + launches,
+        terms=(
+            ("prompt", float(work.prompt), "tokens"),
+            ("arithmetic rate", gpu.fp16_flops_per_second * k["matmul"], "FLOP/s"),
+            ("matrix products", matmul / ways, "s"),
+            ("attention", attention / ways, "s"),
+            ("kernel launches", launches, "s"),
+        ),
+        bound_by="compute",
+        case=case,
+        fit="serving_prefill",
+    )
+
+
+def _parallel(where: Site) -> float:
+    """Speed-up by tensor parallelism over the devices used."""
+    ways = min(where.tensor_parallel, len(where.gpus))
+    return 1.0 if ways <= 1 else max(1.0, ways * TENSOR_PARALLEL_EFFICIENCY)

@@ -1,0 +1,114 @@
+"""Which generation a processor belongs to, and the nominal arithmetic rate the speed model scales by."""
+
+from __future__ import annotations
+
+import re
+
+from planner.core.hardware import Cpu, Gpu
+
+# Typical boost clock in GHz per generation (vendor specifications, TechPowerUp 2025-12; Apple: measured GPU clocks
+# as published on https://github.com/philipturner/metal-benchmarks). Only ratios matter: the fit absorbs the level.
+CLOCK_GHZ = {
+    "maxwell": 1.1,
+    "pascal": 1.7,
+    "volta": 1.45,
+    "turing": 1.7,
+    "ga100": 1.41,
+    "ampere": 1.75,
+    "ada": 2.5,
+    "hopper": 1.75,
+    "blackwell": 2.5,
+    "gb100": 1.85,
+    "spark": 2.5,
+    "orin": 1.3,
+    "m1": 1.28,
+    "m2": 1.4,
+    "m3": 1.4,
+    "m4": 1.58,
+    "m5": 1.6,
+    "gcn": 1.5,
+    "rdna1": 1.8,
+    "rdna2": 2.3,
+    "rdna3": 2.4,
+    "rdna3.5": 2.8,
+    "rdna4": 2.9,
+    "cdna": 1.6,
+    "xe": 2.3,
+    "xe2": 2.7,
+    "xe-lp": 1.9,
+    "pvc": 1.6,
+}
+
+# Dense FP16 matrix rate over nominal FP32 rate, for devices whose core count is not published (H20, Instinct).
+_MATRIX_RATIO = {"hopper": 17.7, "ga100": 16.0, "cdna": 8.0, "volta": 8.0, "gb100": 30.0}
+
+_APPLE_ALUS = 128
+"""FP32 lanes of an Apple GPU core."""
+
+_PATTERNS = (
+    (r"apple (m\d)", None),
+    (r"maxwell", "maxwell"),
+    (r"pascal", "pascal"),
+    (r"volta", "volta"),
+    (r"turing", "turing"),
+    (r"hopper", "hopper"),
+    (r"ada", "ada"),
+    (r"cdna", "cdna"),
+    (r"gcn|vega", "gcn"),
+    (r"rdna ?1", "rdna1"),
+    (r"rdna ?2", "rdna2"),
+    (r"rdna ?3\.5", "rdna3.5"),
+    (r"rdna ?3", "rdna3"),
+    (r"rdna ?4", "rdna4"),
+    (r"xe2", "xe2"),
+    (r"xe-hpg", "xe"),
+    (r"xe-l", "xe-lp"),
+    (r"generation 12", "pvc"),
+)
+
+
+def chip_class(gpu: Gpu) -> str:
+    """The generation of ``gpu``: ``ada``, ``m2``, ``rdna3`` …; ``unknown`` where nothing tells."""
+    architecture, capability = (gpu.architecture or gpu.name).lower(), gpu.compute_capability or ""
+    if "ampere" in architecture or "blackwell" in architecture:
+        special = {"8.0": "ga100", "8.7": "orin", "10.0": "gb100", "10.3": "gb100", "11.0": "spark", "12.1": "spark"}
+        return special.get(capability, "ampere" if "ampere" in architecture else "blackwell")
+    for pattern, name in _PATTERNS:
+        if match := re.search(pattern, architecture):
+            return name or match[1]
+    by_capability = {"5": "maxwell", "6": "pascal", "7": "turing", "9": "hopper", "10": "gb100", "12": "blackwell"}
+    if gpu.vendor == "nvidia" and capability:
+        return {"7.0": "volta", "8.0": "ga100", "8.7": "orin", "8.9": "ada", "8.6": "ampere"}.get(
+            capability, by_capability.get(capability.split(".")[0], "unknown")
+        )
+    return "unknown"
+
+
+def is_ultra(gpu: Gpu) -> bool:
+    """Whether ``gpu`` is two dies with one memory (Apple Ultra)."""
+    return "ultra" in (gpu.device or gpu.name).lower() and gpu.vendor == "apple"
+
+
+def compute_rate(gpu: Gpu, chip: str) -> float | None:
+    """Nominal FP32 operations per second: two per core and clock; ``None`` where nothing is known."""
+    clock = CLOCK_GHZ.get(chip)
+    if gpu.core_count and clock:
+        lanes = _APPLE_ALUS if gpu.vendor == "apple" else 1
+        return gpu.core_count * lanes * 2e9 * clock
+    if gpu.fp16_flops_per_second:
+        return gpu.fp16_flops_per_second / _MATRIX_RATIO.get(chip, 2.0)
+    return None
+
+
+def cpu_class(cpu: Cpu) -> str:
+    """What decides a core's rate: ``avx512``, ``avx2``, ``x86``, ``apple``, ``dotprod``, ``neon`` or ``riscv``."""
+    simd = set(cpu.simd)
+    if "apple" in (cpu.vendor or "").lower() or cpu.model.lower().startswith("apple"):
+        return "apple"
+    if cpu.architecture == "x86_64":
+        if simd & {"avx512f", "avx512_vnni", "avx512vl"}:
+            return "avx512"
+        return "avx2" if "avx2" in simd else "x86"
+    if cpu.architecture.startswith("riscv"):
+        return "riscv"
+    return "dotprod" if simd & {"dotprod", "asimddp"} else "neon"

@@ -1,0 +1,61 @@
+"""Coefficients of the speed model, read from ``data/speed_model.toml`` on first use."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from functools import cache
+from math import prod
+from typing import Any
+
+from planner.core.data import data_path
+from planner.estimate import speed_terms
+from planner.estimate.speed_terms import Case, Roles
+
+_ROLES: dict[str, Callable[[Case], Roles]] = {
+    "gpu_decode": speed_terms.gpu_decode_roles,
+    "gpu_prefill": speed_terms.gpu_prefill_roles,
+    "cpu_decode": speed_terms.cpu_roles,
+    "cpu_prefill": speed_terms.cpu_roles,
+    "serving_decode": speed_terms.serving_roles,
+    "serving_prefill": speed_terms.serving_roles,
+}
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The parsed coefficient file."""
+    with data_path("speed_model.toml").open("rb") as file:
+        return tomllib.load(file)
+
+
+@cache
+def coefficients(fit: str, case: Case) -> dict[str, float]:
+    """Coefficients by role of ``fit`` for ``case``; a factor that was never fitted counts as 1."""
+    factors = document()[fit]["factors"]
+    return {role: prod(factors.get(name, 1.0) for name in names) for role, names in _ROLES[fit](case).items()}
+
+
+def stratum(case: Case) -> str:
+    """The group of cases whose errors are alike; names the interval that is used."""
+    group = case.backend if case.backend != "cuda" or case.chip != "spark" else "unified"
+    if case.chip in ("rdna3.5", "xe-lp"):
+        group = "unified"
+    if group in ("rocm", "vulkan", "sycl"):
+        group = "amd-intel"
+    return f"{group}-moe" if case.moe else group
+
+
+def interval(fit: str, *labels: str) -> tuple[float, float]:
+    """10 % and 90 % quantiles of log(measured / predicted): of the first label that has them, else of all rows."""
+    table = document()[fit]["interval"]
+    for label in (*labels, "all"):
+        if row := table.get(label):
+            return row["low"], row["high"]
+    raise KeyError(fit)
+
+
+def device_factor(fit: str, device: str | None, backend: str) -> float | None:
+    """How much faster than the formula this device was where it was measured; ``None`` if it never was."""
+    factor = document()[fit].get("devices", {}).get(f"{device}|{backend}")
+    return None if factor is None else float(factor)

@@ -1,0 +1,273 @@
+"""The arithmetic of speed: what one token, or one prompt, costs on a GPU, on a CPU and in a GPU serving runtime.
+
+Every formula takes plain numbers (or arrays of equal length, which is how ``benchmarks/fit_speed.py`` fits them)
+and coefficients that are products of named factors. ``*_roles`` say which names apply to a case, so that fitting
+and predicting can never use different ones; the factors are in ``data/speed_model.toml``.
+
+Decoding streams every weight once per token, so it costs bytes over the bandwidth reached, unless unpacking the
+weights takes longer (Apple, Pascal and old CPUs), plus a fixed cost per layer (kernel launches and their tails),
+plus the KV cache read at the depth. Prefill multiplies the prompt with the weights: two operations per weight and
+token, at least the time to stream the weights once per micro-batch, plus attention over the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Roles = dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What decides the coefficients of a prediction."""
+
+    backend: str
+    """``cuda``, ``rocm``, ``vulkan``, ``metal``, ``sycl`` or ``cpu``."""
+    chip: str
+    """Generation of the processor, see :mod:`planner.estimate.speed_hardware`."""
+    type_class: str
+    """Weights with kernels of equal cost: ``Q4_K`` stands for Q4_K_S and Q4_K_M."""
+    moe: bool = False
+    hybrid: bool = False
+    """Has recurrent layers: more and smaller kernels per layer."""
+    gemma: bool = False
+    """Gemma: four norms and soft-capping per layer, so more kernels."""
+    ultra: bool = False
+    """Two dies that share memory (Apple Ultra)."""
+    runtime: str = "llama.cpp"
+    method: str = "gguf"
+
+
+_TYPE_CLASSES = {
+    "Q4_K_M": "Q4_K",
+    "Q4_K_S": "Q4_K",
+    "Q5_K_M": "Q5_K",
+    "Q5_K_S": "Q5_K",
+    "Q3_K_L": "Q3_K",
+    "Q3_K_M": "Q3_K",
+    "Q3_K_S": "Q3_K",
+    "Q2_K_S": "Q2_K",
+    "Q4_1": "Q4_0",
+    "Q5_1": "Q5_0",
+    "MXFP4_MOE": "MXFP4",
+    "NVFP4": "MXFP4",
+    "F32": "F16",
+    "INT8": "Q8_0",
+    "INT4": "Q4_0",
+}
+
+
+def type_class(name: str) -> str:
+    """The kernel class of a GGUF type: ``Q4_K`` for ``Q4_K_M``, ``IQ3`` for ``IQ3_XXS``."""
+    upper = name.upper()
+    if upper.startswith(("IQ1", "IQ2", "TQ")):
+        return "IQ2"
+    if upper.startswith("IQ3"):
+        return "IQ3"
+    if upper.startswith("IQ4"):
+        return "IQ4"
+    return _TYPE_CLASSES.get(upper, upper)
+
+
+def _flags(case: Case, prefix: str) -> tuple[str, ...]:
+    named = (("moe", case.moe), ("hybrid", case.hybrid), ("gemma", case.gemma), ("ultra", case.ultra))
+    return tuple(f"{prefix}.{name}" for name, set_ in named if set_)
+
+
+def gpu_decode_roles(case: Case) -> Roles:
+    """Names of the factors behind each coefficient of :func:`gpu_decode_seconds`."""
+    b, c, t = case.backend, case.chip, case.type_class
+    return {
+        "efficiency": (
+            f"efficiency.{b}",
+            f"efficiency.chip.{c}",
+            f"efficiency.{b}.{c}",
+            f"efficiency.type.{t}",
+            *((f"efficiency.{b}.type.{t}",) if t in ("MXFP4", "BF16", "F16") else ()),
+            *(("efficiency.moe", f"efficiency.moe.{b}") if case.moe else ()),
+            *(("efficiency.ultra",) if case.ultra else ()),
+        ),
+        "compute": (f"compute.{b}", f"compute.chip.{c}", f"compute.type.{t}"),
+        "sharpness": ("sharpness",),
+        "layer_seconds": (
+            f"layer_seconds.{b}",
+            f"layer_seconds.chip.{c}",
+            f"layer_seconds.{b}.{c}",
+            *_flags(case, "layer_seconds"),
+        ),
+        "token_seconds": (f"token_seconds.{b}",),
+        "kv_efficiency": (f"kv_efficiency.{b}",),
+    }
+
+
+def gpu_decode_seconds(
+    *,
+    weight_bytes: float,
+    params: float,
+    layers: float,
+    kv_bytes: float,
+    bandwidth: float,
+    unpack: float,
+    k: dict[str, float],
+) -> tuple[float, float, float]:
+    """Seconds of one token on a GPU: (weights, launches, KV cache).
+
+    Args:
+        weight_bytes: bytes of weights read per token.
+        params: weights multiplied per token.
+        layers: blocks.
+        kv_bytes: bytes of the cache read at this depth.
+        bandwidth: nominal bytes per second of the device.
+        unpack: 1 / (nominal FP32 operations per second), 0 where unknown.
+        k: coefficients by role.
+    """
+    stream = weight_bytes / (bandwidth * k["efficiency"])
+    convert = params * unpack / k["compute"]
+    p = 1 + k["sharpness"]
+    weights = (stream**p + convert**p) ** (1 / p)
+    launches = layers * k["layer_seconds"] + k["token_seconds"]
+    return weights, launches, kv_bytes / (bandwidth * k["kv_efficiency"])
+
+
+def gpu_prefill_roles(case: Case) -> Roles:
+    """Names of the factors behind each coefficient of :func:`gpu_prefill_seconds`."""
+    b, c = case.backend, case.chip
+    return {
+        "matmul": (
+            f"matmul.{b}",
+            f"matmul.chip.{c}",
+            f"matmul.{b}.{c}",
+            f"matmul.type.{case.type_class}",
+            *((f"matmul.moe.{b}",) if case.moe else ()),
+            *_flags(case, "matmul"),
+        ),
+        "stream": (f"stream.{b}",),
+        "attention": (f"attention.{b}",),
+        "pass_seconds": (f"pass_seconds.{b}",),
+        "layer_seconds": (f"layer_seconds.{b}",),
+    }
+
+
+def gpu_prefill_seconds(
+    *,
+    tokens: float,
+    params: float,
+    layers: float,
+    streamed_bytes: float,
+    passes: float,
+    attention_operations: float,
+    bandwidth: float,
+    compute: float,
+    k: dict[str, float],
+) -> tuple[float, float, float]:
+    """Seconds to read a prompt on a GPU: (matrix products, attention, launches).
+
+    Args:
+        tokens: length of the prompt.
+        params: weights multiplied per token.
+        layers: blocks.
+        streamed_bytes: weights read per pass; all experts of a mixture.
+        passes: micro-batches.
+        attention_operations: multiply-adds (counted as two) over the cache, all layers.
+        bandwidth: nominal bytes per second.
+        compute: nominal FP32 operations per second.
+        k: coefficients by role.
+    """
+    matmul = 2 * params * tokens / (compute * k["matmul"])
+    stream = passes * streamed_bytes / (bandwidth * k["stream"])
+    attention = attention_operations / (compute * k["matmul"] * k["attention"])
+    launches = passes * (layers * k["layer_seconds"] + k["pass_seconds"])
+    return (matmul**2 + stream**2) ** 0.5, attention, launches
+
+
+def cpu_roles(case: Case) -> Roles:
+    """Names of the factors of :func:`cpu_decode_seconds` and :func:`cpu_prefill_seconds`."""
+    c, t = case.chip, case.type_class
+    return {
+        "efficiency": ("efficiency", f"efficiency.{c}", *(("efficiency.moe",) if case.moe else ())),
+        "core_bandwidth": (f"core_bandwidth.{c}",),
+        "unpack": ("unpack", f"unpack.{c}", f"unpack.type.{t}", f"unpack.{c}.type.{t}"),
+        "sharpness": ("sharpness",),
+        "matmul": (
+            "matmul",
+            f"matmul.{c}",
+            f"matmul.type.{t}",
+            f"matmul.{c}.type.{t}",
+            *(("matmul.moe",) if case.moe else ()),
+        ),
+    }
+
+
+def cpu_decode_seconds(
+    *, weight_bytes: float, params: float, kv_bytes: float, bandwidth: float, threads: float, k: dict[str, float]
+) -> tuple[float, float]:
+    """Seconds of one token on a CPU: (weights, KV cache).
+
+    The memory bus, the cores' own share of it and the arithmetic each set a floor; the largest decides, smoothly.
+    """
+    bus, cores = 1 / (bandwidth * k["efficiency"]), 1 / (threads * k["core_bandwidth"])
+    p = 1 + k["sharpness"]
+    byte_seconds = (bus**p + cores**p) ** (1 / p)
+    arithmetic = params / (threads * k["unpack"])
+    weights = ((weight_bytes * byte_seconds) ** p + arithmetic**p) ** (1 / p)
+    return weights, kv_bytes * byte_seconds
+
+
+def cpu_prefill_seconds(
+    *, tokens: float, params: float, attention_operations: float, threads: float, k: dict[str, float]
+) -> tuple[float, float]:
+    """Seconds to read a prompt on a CPU: (matrix products, attention)."""
+    rate = threads * k["matmul"]
+    # attention runs in FP16/FP32 without the packed kernels: taken at half the rate of the matrix products
+    return 2 * params * tokens / rate, 2 * attention_operations / rate
+
+
+def serving_roles(case: Case) -> Roles:
+    """Names of the factors of :func:`serving_decode_seconds` and of prefill in a GPU serving runtime."""
+    r, m, c = case.runtime, case.method, case.chip
+    return {
+        "efficiency": (
+            "efficiency",
+            f"efficiency.{r}",
+            f"efficiency.method.{m}",
+            f"efficiency.{r}.{m}",
+            f"efficiency.chip.{c}",
+        ),
+        "layer_seconds": (
+            f"layer_seconds.{r}",
+            f"layer_seconds.{r}.{m}",
+            f"layer_seconds.chip.{c}",
+            *(("layer_seconds.moe",) if case.moe else ()),
+        ),
+        "kv_efficiency": (f"kv_efficiency.{r}",),
+        "matmul": ("matmul", f"matmul.{r}", f"matmul.method.{m}"),
+    }
+
+
+def serving_decode_seconds(
+    *, weight_bytes: float, layers: float, kv_bytes: float, bandwidth: float, k: dict[str, float]
+) -> tuple[float, float, float]:
+    """Seconds of one token in vLLM, transformers, ExLlama …: (weights, launches, KV cache)."""
+    weights = weight_bytes / (bandwidth * k["efficiency"])
+    return weights, layers * k["layer_seconds"], kv_bytes / (bandwidth * k["kv_efficiency"])
+
+
+def serving_prefill_seconds(
+    *,
+    tokens: float,
+    params: float,
+    weight_bytes: float,
+    layers: float,
+    attention_operations: float,
+    bandwidth: float,
+    matrix: float,
+    k: dict[str, float],
+) -> tuple[float, float, float]:
+    """Seconds to read a prompt in a GPU serving runtime: (matrix products, attention, launches).
+
+    ``matrix`` is the dense FP16 rate of the matrix units, operations per second.
+    """
+    matmul = 2 * params * tokens / (matrix * k["matmul"])
+    stream = weight_bytes / (bandwidth * k["efficiency"])
+    launches = layers * k["layer_seconds"]
+    return (matmul**2 + stream**2) ** 0.5, attention_operations / (matrix * k["matmul"]), launches

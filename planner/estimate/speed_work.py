@@ -1,0 +1,123 @@
+"""What one token and one prompt make a machine do: bytes to read, weights to multiply, layers to launch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from planner.core.candidate import Placement, Variant
+from planner.core.model import ModelSpec
+from planner.estimate.weights import bytes_read_per_token
+from planner.formats.ggml import type_traits
+from planner.methods import get
+
+_CACHE = 4096
+LAYER_CUBE = 196_608
+"""Parameters of a Llama-shaped model with n layers are about 12 * (128 * n)**2 * n: its hidden size is 128 per layer
+(Llama 7B: 32 layers, 4096 wide; 70B: 80 layers, 8192 wide)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """The load of one sequence, split between GPU and host."""
+
+    gpu_bytes: float
+    """Bytes of weights read per token from the GPUs' memory."""
+    host_bytes: float
+    params: float
+    """Weights multiplied per token."""
+    layers: int
+    gpu_layers: int
+    kv_bytes: float
+    """Bytes of the KV cache read per token at the depth, all layers."""
+    prompt: int
+    passes: int
+    """Micro-batches of the prompt."""
+    streamed_bytes: float
+    """Bytes of weights that one micro-batch touches: all experts it routes to."""
+    attention_operations: float
+    """Operations of attention over the prompt, all layers, a multiply-add counted as two."""
+    moe: bool
+    hybrid: bool
+    gemma: bool
+
+    @property
+    def weight_bytes(self) -> float:
+        """All bytes of weights read per token."""
+        return self.gpu_bytes + self.host_bytes
+
+    @property
+    def gpu_share(self) -> float:
+        """Share of the weights that the GPUs read."""
+        return self.gpu_bytes / self.weight_bytes if self.weight_bytes else 0.0
+
+
+@lru_cache(_CACHE)
+def _shape(model: ModelSpec) -> tuple[int, bool, bool]:
+    hybrid = any(layer.kind == "recurrent" for layer in model.attention)
+    return model.active_parameter_count, hybrid, model.architecture.startswith("gemma")
+
+
+@lru_cache(_CACHE)
+def _kv_bytes(model: ModelSpec, depth: int, kv_type: str) -> float:
+    traits = type_traits(kv_type.upper())
+    values = 0
+    for layer in model.attention:
+        if layer.kind in ("full", "sliding"):
+            seen = min(depth, layer.window) if layer.window and layer.kind == "sliding" else depth
+            values += layer.head_count_kv * (layer.k_dim + layer.v_dim) * seen
+    return values * traits.block_bytes / traits.block_weights
+
+
+@lru_cache(_CACHE)
+def _attention_operations(model: ModelSpec, prompt: int) -> float:
+    """2 operations x (queries x keys + weights x values) x the mean number of tokens seen."""
+    total = 0.0
+    for layer in model.attention:
+        if layer.kind in ("full", "sliding"):
+            seen = min(prompt / 2, layer.window) if layer.window and layer.kind == "sliding" else prompt / 2
+            total += 2 * prompt * seen * layer.head_count * (layer.k_dim + (layer.v_dim or layer.k_dim))
+    return total
+
+
+@lru_cache(_CACHE)
+def _total_bytes(model: ModelSpec, variant: Variant) -> int:
+    return sum(get(variant.method).tensor_bytes(model, variant))
+
+
+def _streamed_bytes(model: ModelSpec, variant: Variant, per_token: float, batch: int) -> float:
+    """Bytes that ``batch`` tokens touch, if each picks its experts independently."""
+    if model.mixture is None:
+        return per_token
+    missed = (1 - model.mixture.expert_used_count / model.mixture.expert_count) ** batch
+    total = max(float(_total_bytes(model, variant)), per_token)
+    return per_token + (total - per_token) * (1 - missed)
+
+
+@lru_cache(_CACHE)
+def work(model: ModelSpec, variant: Variant, placement: Placement) -> Work:
+    """The load of ``variant`` of ``model`` as ``placement`` sets it."""
+    gpu_bytes, host_bytes = bytes_read_per_token(model, variant, placement)
+    params, hybrid, gemma = _shape(model)
+    prompt = max(1, placement.prompt_tokens)
+    ubatch = max(1, min(placement.ubatch, placement.batch))
+    return Work(
+        gpu_bytes=float(gpu_bytes),
+        host_bytes=float(host_bytes),
+        params=float(params),
+        layers=model.n_layer,
+        gpu_layers=max(0, min(placement.gpu_layers, model.n_layer)),
+        kv_bytes=_kv_bytes(model, placement.depth, placement.kv_type),
+        prompt=prompt,
+        passes=-(-prompt // ubatch),
+        streamed_bytes=_streamed_bytes(model, variant, float(gpu_bytes + host_bytes), min(prompt, ubatch)),
+        attention_operations=_attention_operations(model, prompt),
+        moe=model.mixture is not None,
+        hybrid=hybrid,
+        gemma=gemma,
+    )
+
+
+def typical_layers(params: float) -> float:
+    """Layers of a Llama-shaped model of ``params`` weights, where only the size is known."""
+    return (params / LAYER_CUBE) ** (1 / 3)

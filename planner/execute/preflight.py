@@ -1,0 +1,104 @@
+"""Checks before anything is written: the model's files, the tools, the disk, the memory, the output's name."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+from planner.core.errors import ExecutionFailed, MissingDependency, QplanError, StalePlan
+from planner.core.plan import Plan, Step
+from planner.core.units import MIB, format_bytes
+from planner.execute import receipts
+
+DISK_MARGIN_BYTES = 64 * MIB
+"""Left free beside the outputs: the file system's own needs and the logs."""
+_PACKAGES = {"gguf": ("llama_cpp", "gguf", "numpy", "sentencepiece")}
+
+
+def missing_packages(method: str) -> tuple[str, ...]:
+    """Packages that the method's doing half needs and this environment lacks."""
+    return tuple(name for name in _PACKAGES.get(method, ()) if importlib.util.find_spec(name) is None)
+
+
+def check_tools(plan: Plan) -> None:
+    """Refuse a plan whose quantizer is not installed.
+
+    Raises:
+        MissingDependency: with the extra that brings it.
+    """
+    lacking = missing_packages(plan.variant.method)
+    if lacking:
+        raise MissingDependency(
+            f"{plan.variant.method} needs packages that are not installed: {', '.join(lacking)}",
+            hint=f"`pip install 'qplan[{plan.variant.method}]'` (compiles llama.cpp, 7-15 minutes)",
+        )
+
+
+def check_model_files(plan: Plan, model: Path) -> None:
+    """Refuse a plan whose model changed since it was made.
+
+    Raises:
+        StalePlan: naming the file and what changed.
+    """
+    folder = model if model.is_dir() else model.parent
+    for pinned in plan.model.files:
+        path = folder / pinned.name
+        try:
+            size = path.stat().st_size
+        except OSError:
+            raise StalePlan(
+                f"{path} of the plan's model is gone", hint="make a new plan", code="model-changed"
+            ) from None
+        same = size == pinned.size_bytes
+        if same and pinned.sha256 is not None:
+            same = receipts.sha256_of(path) == pinned.sha256
+        if not same:
+            raise StalePlan(
+                f"{path} changed since the plan was made",
+                numbers=f"planned for {pinned.size_bytes} bytes, found {size}",
+                hint="make a new plan with `qplan plan`",
+                code="model-changed",
+            )
+
+
+def check_output(plan: Plan, output: Path) -> None:
+    """Refuse to replace a file that this plan did not make.
+
+    Raises:
+        ExecutionFailed: naming the file.
+    """
+    for step in plan.making_steps():
+        path = output / str(step.output)
+        receipt = receipts.read(output, step.name)
+        if path.exists() and (receipt is None or receipt.output != step.output):
+            raise ExecutionFailed(
+                f"{path} exists and was not made by this plan",
+                hint="choose another folder with --output, or remove it",
+                code="output-exists",
+            )
+
+
+def check_room(steps: tuple[Step, ...], output: Path, memory_bytes: int | None) -> None:
+    """Refuse to start what the disk or the memory cannot hold.
+
+    Raises:
+        QplanError: ``no-space`` or ``no-memory`` with needed and free.
+    """
+    needed = sum(step.predicted_bytes or 0 for step in steps) + DISK_MARGIN_BYTES
+    free = shutil.disk_usage(output).free
+    if steps and needed > free:
+        raise ExecutionFailed(
+            f"not enough disk space at {output}",
+            numbers=f"needs {format_bytes(needed)}, {format_bytes(free)} free",
+            hint="free some space or choose another --output",
+            code="no-space",
+        )
+    peak = max((step.predicted_peak_bytes or 0 for step in steps), default=0)
+    if memory_bytes is not None and peak > memory_bytes:
+        raise QplanError(
+            "not enough memory to quantize",
+            numbers=f"needs {format_bytes(peak)}, {format_bytes(memory_bytes)} available",
+            hint="close other programs, or quantize on a machine with more memory",
+            code="no-memory",
+        )

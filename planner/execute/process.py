@@ -1,0 +1,219 @@
+"""Heavy work in a child process: cancellable, its memory comes back, and a crash is an exit code.
+
+The child reads one line of JSON on stdin and answers with lines of JSON on stdout: ``{"progress": [...]}`` as often
+as it likes, then one ``{"result": …}`` or ``{"error": …}``. Its stderr, and whatever a library prints, goes to a log
+file. When its stdin closes the parent is gone, however it died, and the child ends at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from planner.core import errors
+from planner.core.errors import ExecutionFailed, QplanError
+
+Progress = Callable[..., None]
+"""Called with what the child's progress lines hold, for a step ``(done, total)`` in any unit."""
+
+LOG_LINES_SHOWN = 12
+GRACE_SECONDS = 5.0
+PARENT_GONE = 70
+"""Exit code of a child whose parent died."""
+_PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+
+
+def run_child(
+    module: str,
+    request: object,
+    *,
+    what: str,
+    log: Path,
+    progress: Progress | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout_seconds: float | None = None,
+) -> dict[str, Any]:
+    """Run ``python -m module`` on a request and return its result.
+
+    Ctrl-C, any other exception here and the death of this process end the child.
+
+    Args:
+        module: a module of qplan that calls :func:`serve`.
+        request: a value of ``planner.core``, or JSON-ready data.
+        what: the work in words, for the error.
+        log: file for the child's stderr; its last lines are quoted when the child crashes.
+        progress: called for every progress line.
+        environment: variables added to this process's.
+        timeout_seconds: the child is ended after this long.
+
+    Raises:
+        QplanError: what the child raised, of the same class.
+        ExecutionFailed: the child crashed, was killed or ran too long.
+    """
+    late = threading.Event()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        log.open("wb") as log_file,
+        _started(module, log_file, environment) as child,
+        _timer(child, timeout_seconds, late),
+    ):
+        answer = _converse(child, request, progress)
+        code = child.wait()
+    if "result" in answer:
+        return dict(answer["result"])
+    if "error" in answer:
+        raise _same_error(answer["error"], what)
+    raise _crash(what, code, log, timeout_seconds if late.is_set() else None)
+
+
+@contextlib.contextmanager
+def _started(module: str, log: IO[bytes], extra: Mapping[str, str] | None) -> Iterator[subprocess.Popen[str]]:
+    paths = [str(_PACKAGE_PARENT), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **(extra or {})}
+    child = subprocess.Popen(
+        [sys.executable, "-m", module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        encoding="utf-8",
+        env=environment,
+        start_new_session=True,  # Ctrl-C reaches the child through us, so that it dies without a traceback
+    )
+    try:
+        yield child
+    finally:
+        _end(child)
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    if child.stdin is not None:
+        with contextlib.suppress(OSError):
+            child.stdin.close()  # the child ends itself when it sees this
+    try:
+        child.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+    if child.stdout is not None:
+        child.stdout.close()
+
+
+@contextlib.contextmanager
+def _timer(child: subprocess.Popen[str], seconds: float | None, late: threading.Event) -> Iterator[None]:
+    if seconds is None:
+        yield
+        return
+
+    def stop() -> None:
+        late.set()
+        child.kill()
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _converse(child: subprocess.Popen[str], request: object, progress: Progress | None) -> dict[str, Any]:
+    """Send the request and read lines until the answer; empty when the child ends without one."""
+    from planner.core.codec import canonical_json
+
+    assert child.stdin is not None and child.stdout is not None
+    try:
+        child.stdin.write(canonical_json(request) + "\n")
+        child.stdin.flush()
+    except BrokenPipeError:
+        return {}
+    for line in child.stdout:
+        try:
+            message = json.loads(line)
+        except json.JSONDecodeError:
+            return {}  # cut off in the middle of a line by its death
+        if "progress" not in message:
+            return dict(message)
+        if progress is not None:
+            progress(*message["progress"])
+    return {}
+
+
+def _same_error(described: Mapping[str, str], what: str) -> QplanError:
+    kind = getattr(errors, described["class"], ExecutionFailed)
+    return kind(  # type: ignore[no-any-return]
+        f"{what}: {described['what']}",
+        numbers=described["numbers"],
+        hint=described["hint"],
+        code=described["code"],
+    )
+
+
+def _crash(what: str, code: int, log: Path, limit_seconds: float | None) -> ExecutionFailed:
+    if limit_seconds is not None:
+        return ExecutionFailed(
+            f"{what} took longer than {limit_seconds:.0f} s and was ended", numbers=last_lines(log), code="timeout"
+        )
+    killed = code == -getattr(signal, "SIGKILL", 9)
+    return ExecutionFailed(
+        f"{what} died: {_cause(code)}",
+        numbers=last_lines(log),
+        hint="not enough memory is the usual cause; close other programs" if killed else f"the whole log is {log}",
+        code="child-died",
+    )
+
+
+def _cause(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    with contextlib.suppress(ValueError):
+        return f"signal {-code} ({signal.Signals(-code).name})"
+    return f"signal {-code}"
+
+
+def last_lines(log: Path, count: int = LOG_LINES_SHOWN) -> str:
+    """The end of a log, for an error message, without llama.cpp's rows of dots."""
+    with contextlib.suppress(OSError):
+        lines = [line.rstrip() for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip(" .")]
+        return "\n".join(lines[-count:])
+    return ""
+
+
+def serve(work: Callable[[Any, Progress], Any]) -> int:
+    """The child's side: read the request, call ``work(request, progress)``, answer; the exit code.
+
+    An error that qplan knows travels as data; anything else leaves its traceback in the log.
+    """
+    from planner.core.codec import encode
+
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)  # nothing a library prints may mix with the answer
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def progress(*parts: object) -> None:
+        answers.write(json.dumps({"progress": parts}) + "\n")
+
+    try:
+        result = work(request, progress)
+    except QplanError as error:
+        described = {"what": error.what, "numbers": error.numbers, "hint": error.hint, "code": error.code}
+        answers.write(json.dumps({"error": {"class": type(error).__name__, **described}}) + "\n")
+        return 1
+    answers.write(json.dumps({"result": encode(result)}) + "\n")
+    return 0
+
+
+def _end_with_parent() -> None:
+    while sys.stdin.read(1 << 16):
+        continue
+    os._exit(PARENT_GONE)

@@ -1,0 +1,101 @@
+"""Receipts: what a finished step made, so that a rerun resumes and an identical output is a no-op."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from planner.core.codec import canonical_json, content_sha256, decode, read_json, write_atomically
+from planner.core.errors import InputError
+from planner.core.hardware import STRICT
+from planner.core.plan import Plan, Step
+
+FOLDER = ".qplan"
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """A finished step. ``key`` hashes all that decides the output's bytes."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    step: str
+    key: str
+    output: str
+    size_bytes: int
+    sha256: str
+    seconds: float
+    peak_memory_bytes: int | None = None
+    finished_at: str
+    notes: tuple[str, ...] = ()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, read in a stream."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_CHUNK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def step_key(plan: Plan, step: Step, source_key: str) -> str:
+    """Hash of the step, its input and the tools: the same key means the same bytes."""
+    content = {
+        "kind": step.kind,
+        "method": step.method,
+        "type": step.type,
+        "group_size": step.group_size,
+        "imatrix": step.imatrix,
+        "source": source_key,
+        "tools": plan.tools,
+    }
+    return content_sha256(content)
+
+
+def model_key(plan: Plan) -> str:
+    """Hash of the model's pinned files."""
+    return content_sha256({"shape": plan.model.shape_sha256, "files": plan.model.files})
+
+
+def keys(plan: Plan) -> dict[str, str]:
+    """The key of every step that makes something, in order."""
+    known = {"model": model_key(plan)}
+    for step in plan.steps:
+        if step.output is not None:
+            known[step.name] = step_key(plan, step, known[step.source] + known.get(step.imatrix or "", ""))
+    return known
+
+
+def path_of(output: Path, step: str) -> Path:
+    """Where a step's receipt lies."""
+    return output / FOLDER / f"{step}.json"
+
+
+def write(output: Path, receipt: Receipt) -> None:
+    """Keep a receipt."""
+    write_atomically(path_of(output, receipt.step), canonical_json(receipt) + "\n")
+
+
+def read(output: Path, step: str) -> Receipt | None:
+    """A step's receipt; ``None`` if there is none or it is damaged (the step then runs again)."""
+    with contextlib.suppress(InputError):
+        return decode(Receipt, read_json(path_of(output, step)), what="the receipt")
+    return None
+
+
+def valid(output: Path, step: Step, key: str) -> Receipt | None:
+    """The receipt of a step whose output is still there, unchanged and made from the same input."""
+    receipt = read(output, step.name)
+    if receipt is None or receipt.key != key or receipt.output != step.output:
+        return None
+    made = output / receipt.output
+    try:
+        same = made.stat().st_size == receipt.size_bytes and sha256_of(made) == receipt.sha256
+    except OSError:
+        return None
+    return receipt if same else None

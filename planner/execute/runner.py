@@ -1,0 +1,154 @@
+"""Run the steps of a plan that are not done yet, each in a child process, each leaving a receipt."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from planner.core.errors import ExecutionFailed
+from planner.core.job import Job
+from planner.core.plan import Plan, Step
+from planner.execute import receipts
+from planner.execute.process import Progress, run_child
+
+
+class Observer(Protocol):
+    """Who is told how an apply goes: a progress bar, a log, a test."""
+
+    def started(self, step: Step) -> Progress:
+        """A step begins; the returned function gets its progress."""
+
+    def finished(self, step: Step, receipt: receipts.Receipt, *, reused: bool) -> None:
+        """A step is done, or was done before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workplace:
+    """Where a plan is carried out."""
+
+    output: Path
+    model: Path
+    """The checkpoint directory or GGUF file."""
+    threads: int
+    llama_cpp_directory: str | None = None
+
+    def path(self, plan: Plan, name: str) -> Path:
+        """Path of what the step ``name`` makes; ``model`` is the model itself."""
+        if name == "model":
+            return self.model
+        step = next(step for step in plan.steps if step.name == name)
+        assert step.output is not None
+        return self.output / step.output
+
+
+@contextlib.contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """The output directory for one apply at a time.
+
+    Raises:
+        ExecutionFailed: another process is applying into it, or it cannot be written.
+    """
+    folder = output / receipts.FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / "lock").open("w")
+    except OSError as error:
+        raise ExecutionFailed(
+            f"{output} cannot be written",
+            numbers=str(error),
+            hint="choose another folder with --output",
+            code="output-not-writable",
+        ) from None
+    with handle:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass  # Windows: no advisory locks; two applies into one folder are the user's to avoid
+        except OSError:
+            raise ExecutionFailed(
+                f"another qplan is applying into {output}",
+                hint="wait for it, or choose another --output",
+                code="locked",
+            ) from None
+        yield
+
+
+def pending(plan: Plan, output: Path, *, reference_needed: bool) -> tuple[Step, ...]:
+    """Steps to run: those without a valid receipt whose output something pending, or the verification, reads.
+
+    ``reference_needed``: the 16-bit model must be there for the verification's quality.
+    """
+    keys = receipts.keys(plan)
+    wanted = {plan.artifact_step().name} | ({r.name for r in plan.reference_steps()} if reference_needed else set())
+    todo: list[Step] = []
+    for step in reversed(plan.making_steps()):
+        if step.name in wanted and receipts.valid(output, step, keys[step.name]) is None:
+            todo.append(step)
+            wanted |= {step.source, step.imatrix or ""}
+    return tuple(reversed(todo))
+
+
+def run_steps(
+    plan: Plan, steps: tuple[Step, ...], place: Workplace, observer: Observer
+) -> tuple[receipts.Receipt, ...]:
+    """Run ``steps`` in order; a finished one has its output under the final name and a receipt.
+
+    Raises:
+        ExecutionFailed: a step failed; earlier ones keep their receipts and a rerun goes on from there.
+    """
+    keys = receipts.keys(plan)
+    made = []
+    for step in plan.making_steps():
+        if step in steps:
+            receipt = _run_step(plan, step, place, keys[step.name], observer.started(step))
+            receipts.write(place.output, receipt)
+            observer.finished(step, receipt, reused=False)
+            made.append(receipt)
+        elif (old := receipts.read(place.output, step.name)) is not None:
+            observer.finished(step, old, reused=True)
+            made.append(old)
+    return tuple(made)
+
+
+def _run_step(plan: Plan, step: Step, place: Workplace, key: str, progress: Progress) -> receipts.Receipt:
+    output = place.path(plan, step.name)
+    job = Job(
+        step=step,
+        source=str(place.path(plan, step.source)),
+        output=str(output),
+        imatrix=str(place.path(plan, step.imatrix)) if step.imatrix else None,
+        threads=place.threads,
+        llama_cpp_directory=place.llama_cpp_directory,
+    )
+    started = time.monotonic()
+    log = place.output / receipts.FOLDER / f"{step.name}.log"
+    result = run_child("planner.execute.child", job, what=f"step {step.name}", log=log, progress=progress)
+    return receipts.Receipt(
+        step=step.name,
+        key=key,
+        output=output.name,
+        size_bytes=output.stat().st_size,
+        sha256=receipts.sha256_of(output),
+        seconds=round(time.monotonic() - started, 3),
+        peak_memory_bytes=result.get("peak_memory_bytes"),
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        notes=tuple(result.get("notes", ())),
+    )
+
+
+def clean_up(plan: Plan, place: Workplace) -> tuple[str, ...]:
+    """Remove the intermediate outputs; the names of those removed."""
+    removed = []
+    for step in plan.making_steps():
+        path = place.path(plan, step.name)
+        if step.intermediate and path.exists():
+            path.unlink()
+            removed.append(path.name)
+    return tuple(removed)

@@ -1,0 +1,70 @@
+"""AWQ: activation-aware 4-bit weights (Lin et al. 2023), in the GEMM layout that vLLM and transformers read."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from planner.core.candidate import Candidate, Rejection, Variant
+from planner.core.estimates import SizeEstimate
+from planner.core.hardware import HardwareProfile
+from planner.core.model import ModelSpec, Tensor
+from planner.core.plan import Step
+from planner.methods import common, serving
+
+TYPES = ("4bit",)
+GROUP_SIZES = (32, 64, 128, -1)
+
+
+def variants(model: ModelSpec) -> tuple[Variant, ...]:
+    """4-bit at group size 128, the one every kernel has."""
+    return (variant("4bit", 128),)
+
+
+def variant(type_: str, group_size: int | None = 128) -> Variant:
+    """The variant of a type and group size.
+
+    Raises:
+        UsageError: AWQ has no such type.
+    """
+    if type_ not in TYPES:
+        raise common.unknown_type("awq", type_, TYPES)
+    return Variant(method="awq", format="awq-gemm", runtime="vllm", type=type_, group_size=group_size)
+
+
+@lru_cache(maxsize=512)
+def tensor_bytes(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
+    """Per linear layer of ``K`` inputs and ``N`` outputs in ``G`` groups: packed weights ``K·N/2``,
+    packed zeros ``G·N/2``, fp16 scales ``2·G·N`` bytes; the rest stays 16-bit.
+
+    Source: layout of AutoAWQ's WQLinear_GEMM, https://github.com/casper-hansen/AutoAWQ.
+    """
+    return tuple(_bytes(tensor, variant.group_size) for tensor in model.tensors)
+
+
+def _bytes(tensor: Tensor, group_size: int | None) -> int:
+    if not common.is_linear(tensor):
+        return common.kept_bytes(tensor)
+    rows_in, columns_out, count = common.matrices(tensor)
+    groups = common.groups(rows_in, group_size)
+    return count * (rows_in * columns_out // 2 + groups * columns_out // 2 + 2 * groups * columns_out)
+
+
+def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
+    """Bytes on disk: three tensors per linear layer."""
+    return common.safetensors_size(model, tensor_bytes(model, variant), tensors_per_linear=3)
+
+
+def blockers(model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> tuple[Rejection, ...]:
+    """A missing or too old GPU; an input dimension that no group divides."""
+    return common.gpu_blockers(variant, hardware) + common.group_blockers(model, variant)
+
+
+def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
+    """Quantize with calibration text, then verify."""
+    return (Step(name="quantize", kind="quantize", method="awq", type=variant.type, group_size=variant.group_size),)
+
+
+def commands(model: ModelSpec, candidate: Candidate) -> dict[str, str]:
+    """GPTQModel's AWQ to quantize (AutoAWQ is deprecated upstream), vLLM and transformers to run."""
+    quantize = serving.gptqmodel_script(model, candidate.variant, 'quant_method="awq", format="gemm"')
+    return {"quantize": quantize, **serving.vllm(model, candidate, "awq")}

@@ -1,0 +1,78 @@
+"""bitsandbytes: NF4 and FP4 with double quantization (Dettmers et al. 2023), INT8 (LLM.int8()), at load time."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from planner.core.candidate import Candidate, Rejection, Variant
+from planner.core.estimates import SizeEstimate
+from planner.core.hardware import HardwareProfile
+from planner.core.model import ModelSpec, Tensor
+from planner.core.plan import Step
+from planner.methods import common, serving
+
+TYPES = ("nf4", "fp4", "int8")
+
+_BLOCK = 64
+_NESTED_BLOCK = 256
+_STATE_BYTES = 16 * 4 + 256 * 4 + 96
+"""Per 4-bit tensor: the 16-value code, the 256-value code of the nested absmax, the packed quant state."""
+
+
+def variants(model: ModelSpec) -> tuple[Variant, ...]:
+    """NF4 first: FP4 is never better in the measurements we have."""
+    return tuple(variant(type_) for type_ in ("nf4", "int8"))
+
+
+def variant(type_: str, group_size: int | None = None) -> Variant:
+    """The variant of a type; the block size is fixed by bitsandbytes.
+
+    Raises:
+        UsageError: bitsandbytes has no such type.
+    """
+    if type_ not in TYPES:
+        raise common.unknown_type("bitsandbytes", type_, TYPES)
+    return Variant(method="bitsandbytes", format="bitsandbytes", runtime="transformers", type=type_)
+
+
+@lru_cache(maxsize=512)
+def tensor_bytes(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
+    """4-bit: ``n/2`` packed, one byte of absmax per 64 weights, one fp32 per 256 of those (double quantization).
+    INT8: ``n`` and one fp32 scale per output row. Embeddings, head and norms stay 16-bit.
+
+    Source: Dettmers et al. 2023, section 3, and https://github.com/bitsandbytes-foundation/bitsandbytes.
+    """
+    return tuple(_bytes(tensor, variant.type) for tensor in model.tensors)
+
+
+def _bytes(tensor: Tensor, type_: str) -> int:
+    if not common.is_linear(tensor):
+        return common.kept_bytes(tensor)
+    rows_in, columns_out, count = common.matrices(tensor)
+    weights = rows_in * columns_out
+    if type_ == "int8":
+        return count * (weights + 4 * columns_out)
+    blocks = -(-weights // _BLOCK)
+    nested = -(-blocks // _NESTED_BLOCK)
+    return count * (weights // 2 + blocks + 4 * nested + _STATE_BYTES)
+
+
+def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
+    """Bytes on disk: weight, absmax, nested absmax, two codes and the state per 4-bit layer."""
+    per_linear = 3 if variant.type == "int8" else 6
+    return common.safetensors_size(model, tensor_bytes(model, variant), tensors_per_linear=per_linear)
+
+
+def blockers(model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> tuple[Rejection, ...]:
+    """A missing or too old GPU."""
+    return common.gpu_blockers(variant, hardware)
+
+
+def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
+    """Load quantized, save, then verify."""
+    return (Step(name="quantize", kind="quantize", method="bitsandbytes", type=variant.type),)
+
+
+def commands(model: ModelSpec, candidate: Candidate) -> dict[str, str]:
+    """A transformers snippet that loads the model quantized."""
+    return serving.bitsandbytes(model, candidate)

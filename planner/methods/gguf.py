@@ -1,0 +1,200 @@
+"""GGUF: llama.cpp's block types, from Q8_0 down to IQ1_S; runs on the CPU, a GPU, or split between both."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from planner.core.candidate import Candidate, Rejection, Variant
+from planner.core.errors import InputError, UsageError
+from planner.core.estimates import SizeEstimate
+from planner.core.hardware import HardwareProfile
+from planner.core.model import ModelSpec
+from planner.core.plan import Step
+from planner.core.units import pad
+from planner.formats import ggml
+from planner.methods import gguf_mix, serving
+
+if TYPE_CHECKING:
+    from planner.core.job import Job
+
+FULL_PRECISION = ("F32", "F16", "BF16")
+CHILD_BYTES = 256 << 20
+"""Resident memory of a working child beside the tensors: Python, numpy and llama.cpp's libraries, rounded up."""
+
+ALIGNMENT_BYTES = 32
+"""``GGUF_DEFAULT_ALIGNMENT``: the header and every tensor are padded to it."""
+
+_TOKENIZER_BYTES_PER_TOKEN = {"spm": 22.62, "bpe": 39.02, "wpm": 20.56}
+"""Tokens, scores, token types and merges over the vocabulary: sizes of the vocabulary files
+ggml-vocab-llama-spm (32,000 tokens), -qwen2 (151,936) and -bert-bge (30,522) in llama.cpp's models/ folder."""
+_MERGES_FROM_TIKTOKEN_BYTES_PER_TOKEN = 60.96
+"""ggml-vocab-llama-bpe (128,256 tokens): a vocabulary taken over from tiktoken lists two merges per token."""
+_TIKTOKEN_FAMILIES = ("llama-3", "gpt-oss")
+_LARGE_SPM_BYTES_PER_TOKEN = 24.84
+"""ggml-vocab-gemma-4 (262,144 tokens) without its merges."""
+_GENERAL_BYTES = 4096
+"""Architecture keys and a chat template of ordinary length."""
+
+
+def variants(model: ModelSpec) -> tuple[Variant, ...]:
+    """Every file type that an ordinary model survives, with an importance matrix where one is demanded."""
+    return tuple(
+        variant(file_type.name)
+        for file_type in gguf_mix.file_types().values()
+        if file_type.usable and (model.mixture is not None or file_type.name != "MXFP4_MOE")
+    )
+
+
+@lru_cache(maxsize=256)
+def variant(type_: str, group_size: int | None = None, imatrix: bool | None = None) -> Variant:
+    """The variant of a file type; ``imatrix`` defaults to whether the type demands one.
+
+    Raises:
+        UsageError: no such type (``unknown-type``), or a group size, which GGUF types fix themselves.
+    """
+    file_type = gguf_mix.file_type(type_)
+    if group_size is not None:
+        raise UsageError("GGUF types have no group size", numbers=f"{type_} with {group_size}", code="no-group-size")
+    wanted = file_type.requires_imatrix if imatrix is None else imatrix
+    return Variant(method="gguf", format="gguf", runtime="llama.cpp", type=type_, imatrix=wanted)
+
+
+def tensor_types(model: ModelSpec, variant: Variant) -> tuple[str, ...]:
+    """The ggml type of each tensor of ``model.tensors``."""
+    return gguf_mix.tensor_types(model, variant.type, variant.imatrix)
+
+
+@lru_cache(maxsize=512)
+def tensor_bytes(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
+    """Bytes of each tensor of ``model.tensors`` in the file, without padding: what llama.cpp's dry run adds up.
+
+    Raises:
+        InputError: llama.cpp refuses this type for this model (``row-not-divisible``).
+    """
+    types = gguf_mix.tensor_types(model, variant.type, variant.imatrix)
+    return tuple(ggml.tensor_bytes(type_, tensor.shape) for type_, tensor in zip(types, model.tensors, strict=True))
+
+
+def metadata_bytes(model: ModelSpec) -> int:
+    """Estimated bytes before the tensors: keys, vocabulary, and one record per tensor (this part exact).
+
+    A record is the name with its length, the dimensions with their count, the type and the offset:
+    ``8 + name + 4 + 8 * dimensions + 4 + 8`` bytes (ggml/docs/gguf.md).
+    """
+    records = sum(24 + len(tensor.name.encode()) + 8 * len(tensor.shape) for tensor in model.tensors)
+    tokenizer = round(model.n_vocab * _tokenizer_bytes_per_token(model))
+    return pad(_GENERAL_BYTES + records + tokenizer, ALIGNMENT_BYTES)
+
+
+def _tokenizer_bytes_per_token(model: ModelSpec) -> float:
+    kind = model.tokenizer or "bpe"
+    if kind == "bpe" and model.family.startswith(_TIKTOKEN_FAMILIES):
+        return _MERGES_FROM_TIKTOKEN_BYTES_PER_TOKEN
+    if kind == "spm" and model.n_vocab > 200_000:
+        return _LARGE_SPM_BYTES_PER_TOKEN
+    return _TOKENIZER_BYTES_PER_TOKEN.get(kind, _TOKENIZER_BYTES_PER_TOKEN["bpe"])
+
+
+@lru_cache(maxsize=512)
+def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
+    """Size of the file: tensors exactly, metadata estimated.
+
+    Raises:
+        InputError: llama.cpp refuses this type for this model (``row-not-divisible``).
+    """
+    tensors = tensor_bytes(model, variant)
+    total, metadata = sum(tensors), metadata_bytes(model)
+    return SizeEstimate(
+        tensor_bytes=total,
+        metadata_bytes=metadata,
+        file_bytes=metadata + sum(pad(each, ALIGNMENT_BYTES) for each in tensors),
+        bits_per_weight=8 * total / model.parameter_count,
+    )
+
+
+def blockers(model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> tuple[Rejection, ...]:
+    """Types that llama.cpp refuses for this model, and those whose importance matrix this version cannot make.
+
+    No machine is refused: llama.cpp runs on all of them.
+    """
+    if gguf_mix.file_type(variant.type).requires_imatrix:
+        reason = "llama.cpp refuses it without an importance matrix, which this version does not compute"
+        return (_rejected(variant, reason, rule="needs-imatrix"),)
+    if model.source.kind == "gguf" and model.dtype.upper() not in FULL_PRECISION:
+        reason = f"the model is {model.dtype} already; quantizing it again would lose quality twice"
+        return () if variant.type == model.dtype.upper() else (_rejected(variant, reason, rule="already-quantized"),)
+    try:
+        tensor_types(model, variant)
+    except InputError as error:
+        return (_rejected(variant, error.what, rule=error.code),)
+    return ()
+
+
+def _rejected(variant: Variant, reason: str, rule: str) -> Rejection:
+    return Rejection(method="gguf", type=variant.type, reason=reason, rule=rule)
+
+
+def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
+    """Convert to 16 bits unless the model is a GGUF file, quantize, verify.
+
+    The intermediate keeps the published type where GGUF has it, so that the reference is the model itself.
+    """
+    target = serving.artifact_name(model, variant)
+    made = size(model, variant).file_bytes
+    verify = Step(name="verify", kind="verify", method="gguf", source="quantize")
+    if model.source.kind == "gguf":
+        quantize = _quantize_step(model, variant, "model", target, made)
+        return (quantize, verify)
+    if variant.type in FULL_PRECISION:
+        convert = _convert_step(model, variant.type, target, intermediate=False)
+        return (convert, dataclasses.replace(verify, source="convert"))
+    full = "F16" if model.dtype.upper() in {"F16", "FLOAT16"} else "BF16"
+    between = serving.artifact_name(model, dataclasses.replace(variant, type=full, imatrix=False))
+    convert = _convert_step(model, full, between, intermediate=True)
+    return (convert, _quantize_step(model, variant, "convert", target, made), verify)
+
+
+def _convert_step(model: ModelSpec, type_: str, output: str, *, intermediate: bool) -> Step:
+    return Step(
+        name="convert",
+        kind="convert",
+        method="gguf",
+        output=output,
+        type=type_,
+        intermediate=intermediate,
+        predicted_bytes=size(model, variant(type_)).file_bytes,
+        predicted_peak_bytes=CHILD_BYTES + 8 * largest_tensor(model),
+    )
+
+
+def _quantize_step(model: ModelSpec, variant: Variant, source: str, output: str, made: int) -> Step:
+    return Step(
+        name="quantize",
+        kind="quantize",
+        method="gguf",
+        source=source,
+        output=output,
+        type=variant.type,
+        predicted_bytes=made,
+        predicted_peak_bytes=CHILD_BYTES + 8 * largest_tensor(model),
+    )
+
+
+def largest_tensor(model: ModelSpec) -> int:
+    """Weights of the largest tensor: both steps hold one at a time, as fp32 beside its source and result."""
+    return max(tensor.element_count for tensor in model.tensors)
+
+
+def commands(model: ModelSpec, candidate: Candidate) -> dict[str, str]:
+    """llama.cpp's own tools, llama-cpp-python and Ollama."""
+    return serving.llama_cpp(model, candidate)
+
+
+def work(job: Job, progress: Callable[[float, float], None]) -> dict[str, Any]:
+    """Carry out a step; only in a child process."""
+    from planner.methods import gguf_run
+
+    return gguf_run.work(job, progress)

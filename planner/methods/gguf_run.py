@@ -1,0 +1,109 @@
+"""The doing half of GGUF: convert a checkpoint, quantize a GGUF file. Runs only in a child process."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from planner.core.errors import ExecutionFailed, InputError
+from planner.core.job import Job
+from planner.methods import gguf_mix
+
+Progress = Callable[[float, float], None]
+
+_TENSOR_LINE = re.compile(r"\[\s*(\d+)\s*/\s*(\d+)\]")
+"""llama.cpp logs ``[  12/ 291] blk.1.attn_k.weight …`` for every tensor it quantizes."""
+_GGML_LOG_ERROR = 4
+
+
+def work(job: Job, progress: Progress) -> dict[str, Any]:
+    """Carry out a ``convert`` or ``quantize`` step.
+
+    Raises:
+        QplanError: the input is unfit, or llama.cpp refused.
+    """
+    if job.step.kind == "convert":
+        return _convert(job, progress)
+    if job.step.kind == "quantize":
+        return _quantize(job, progress)
+    raise InputError(f"GGUF has no step of kind {job.step.kind!r}", code="unknown-step")
+
+
+def _convert(job: Job, progress: Progress) -> dict[str, Any]:
+    from planner import convert
+
+    directory, output = Path(job.source), Path(job.output)
+    out_type = (job.step.type or "auto").lower()
+    config = json.loads((directory / "config.json").read_text("utf-8"))
+    reason = convert.can_convert(config)
+    if reason is not None:
+        if job.llama_cpp_directory is None:
+            raise InputError(reason, hint="give a llama.cpp checkout with --llama-cpp DIR", code="no-converter")
+        made = convert.convert_with_script(directory, output, out_type, Path(job.llama_cpp_directory), progress)
+    else:
+        made = convert.convert_checkpoint(directory, output, out_type=out_type, progress=progress)
+    check = convert.check_tokenizer(directory, output)
+    if check.same is False:
+        output.unlink(missing_ok=True)
+        raise ExecutionFailed(
+            "the converted tokenizer does not give the source's token ids",
+            numbers=check.detail,
+            hint="add tokenizer.model to the checkpoint if its publisher has one",
+            code="tokenizer-differs",
+        )
+    return {"notes": [*made.notes, f"tokenizer: {check.detail}"]}
+
+
+def _quantize(job: Job, progress: Progress) -> dict[str, Any]:
+    """Quantize to a temporary name, sync, rename: the final name never holds half a file."""
+    import llama_cpp
+
+    source, output = Path(job.source), Path(job.output)
+    partial = output.with_name(f".{output.name}.partial")
+    said = _listen(llama_cpp, progress)
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = gguf_mix.file_type(str(job.step.type)).id
+    params.nthread = job.threads
+    try:
+        code = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(partial), ctypes.byref(params))
+        if code != 0:
+            raise ExecutionFailed(
+                f"llama.cpp could not quantize {source.name} to {job.step.type}",
+                numbers="\n".join(said[-3:]),
+                code="quantize-failed",
+            )
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return {"notes": []}
+
+
+def _listen(llama_cpp: Any, progress: Progress) -> list[str]:
+    """Turn llama.cpp's log into progress; returns the list that collects its errors."""
+    import sys
+
+    errors: list[str] = []
+
+    @llama_cpp.llama_log_callback
+    def hear(level: int, text: bytes, _: Any) -> None:
+        line = text.decode("utf-8", "replace")
+        sys.stderr.write(line)
+        if found := _TENSOR_LINE.search(line):
+            progress(int(found[1]), int(found[2]))
+        if level == _GGML_LOG_ERROR:
+            errors.append(line.strip())
+
+    llama_cpp.llama_log_set(hear, ctypes.c_void_p(0))
+    _kept.append(hear)
+    return errors
+
+
+_kept: list[Any] = []
+"""Callbacks that llama.cpp holds a pointer to."""

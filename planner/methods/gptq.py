@@ -1,0 +1,80 @@
+"""GPTQ: second-order post-training quantization (Frantar et al. 2023) to 2, 3, 4 or 8 bits."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from planner.core.candidate import Candidate, Rejection, Variant
+from planner.core.estimates import SizeEstimate
+from planner.core.hardware import HardwareProfile
+from planner.core.model import ModelSpec, Tensor
+from planner.core.plan import Step
+from planner.methods import common, serving
+
+TYPES = ("4bit", "3bit", "8bit", "2bit")
+GROUP_SIZES = (32, 64, 128, -1)
+
+
+def variants(model: ModelSpec) -> tuple[Variant, ...]:
+    """Every width at group size 128 with activation order."""
+    return tuple(variant(type_, 128) for type_ in TYPES)
+
+
+def variant(type_: str, group_size: int | None = 128, *, act_order: bool = True) -> Variant:
+    """The variant of a type and group size.
+
+    Raises:
+        UsageError: GPTQ has no such type.
+    """
+    if type_ not in TYPES:
+        raise common.unknown_type("gptq", type_, TYPES)
+    return Variant(method="gptq", format="gptq", runtime="vllm", type=type_, group_size=group_size, act_order=act_order)
+
+
+def bits(variant: Variant) -> int:
+    """Bits of a packed weight."""
+    return int(variant.type.removesuffix("bit"))
+
+
+@lru_cache(maxsize=512)
+def tensor_bytes(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
+    """Per linear layer of ``K`` inputs, ``N`` outputs, ``G`` groups and ``b`` bits: packed weights ``K·N·b/8``,
+    packed zeros ``G·N·b/8``, fp16 scales ``2·G·N``, and the int32 group index ``4·K``, which is written with and
+    without activation order; the rest stays 16-bit.
+
+    Source: layout of AutoGPTQ and GPTQModel QuantLinear, https://github.com/ModelCloud/GPTQModel.
+    """
+    width = bits(variant)
+    return tuple(_bytes(tensor, width, variant.group_size) for tensor in model.tensors)
+
+
+def _bytes(tensor: Tensor, width: int, group_size: int | None) -> int:
+    if not common.is_linear(tensor):
+        return common.kept_bytes(tensor)
+    rows_in, columns_out, count = common.matrices(tensor)
+    groups = common.groups(rows_in, group_size)
+    packed = 4 * -(-rows_in * width // 32) * columns_out
+    zeros = 4 * groups * -(-columns_out * width // 32)
+    return count * (packed + zeros + 2 * groups * columns_out + 4 * rows_in)
+
+
+def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
+    """Bytes on disk: four tensors per linear layer."""
+    return common.safetensors_size(model, tensor_bytes(model, variant), tensors_per_linear=4)
+
+
+def blockers(model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> tuple[Rejection, ...]:
+    """A missing or too old GPU; an input dimension that no group divides."""
+    return common.gpu_blockers(variant, hardware) + common.group_blockers(model, variant)
+
+
+def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
+    """Quantize with calibration text, then verify."""
+    return (Step(name="quantize", kind="quantize", method="gptq", type=variant.type, group_size=variant.group_size),)
+
+
+def commands(model: ModelSpec, candidate: Candidate) -> dict[str, str]:
+    """GPTQModel to quantize, vLLM and transformers to run."""
+    act_order = f"desc_act={candidate.variant.act_order}, sym=True"
+    quantize = serving.gptqmodel_script(model, candidate.variant, act_order)
+    return {"quantize": quantize, **serving.vllm(model, candidate, "gptq")}

@@ -1,0 +1,57 @@
+"""No quantization: the 16-bit weights as published, for a machine with room for them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from planner.core.candidate import Candidate, Rejection, Variant
+from planner.core.estimates import SizeEstimate
+from planner.core.hardware import HardwareProfile
+from planner.core.model import ModelSpec
+from planner.core.plan import Step
+from planner.methods import common, serving
+
+TYPES = ("bf16", "f16", "f32")
+_WIDTH_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
+
+
+def variants(model: ModelSpec) -> tuple[Variant, ...]:
+    """The 16-bit type the model was published in, bf16 where that is unknown."""
+    return (variant("f16" if model.dtype.lower() == "f16" else "bf16"),)
+
+
+def variant(type_: str, group_size: int | None = None) -> Variant:
+    """The variant of a 16- or 32-bit type.
+
+    Raises:
+        UsageError: there is no such type.
+    """
+    if type_ not in TYPES:
+        raise common.unknown_type("none", type_, TYPES)
+    return Variant(method="none", format="safetensors", runtime="vllm", type=type_)
+
+
+@lru_cache(maxsize=512)
+def tensor_bytes(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
+    """Two or four bytes per weight."""
+    return tuple(common.kept_bytes(tensor, _WIDTH_BYTES[variant.type]) for tensor in model.tensors)
+
+
+def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
+    """Bytes on disk."""
+    return common.safetensors_size(model, tensor_bytes(model, variant), tensors_per_linear=1)
+
+
+def blockers(model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> tuple[Rejection, ...]:
+    """A missing or too old GPU: without one, the GGUF types F16 and BF16 run the same weights."""
+    return common.gpu_blockers(variant, hardware)
+
+
+def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
+    """Convert to the type, then verify."""
+    return (Step(name="quantize", kind="quantize", method="none", type=variant.type),)
+
+
+def commands(model: ModelSpec, candidate: Candidate) -> dict[str, str]:
+    """vLLM and transformers, on the weights as published."""
+    return {"quantize": "nothing to do: the published weights are used", **serving.vllm(model, candidate, None)}

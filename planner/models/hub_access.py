@@ -1,0 +1,200 @@
+"""The few calls qplan makes to the Hugging Face hub, and what their failures mean to a person.
+
+Works with huggingface_hub since 0.30, whose HTTP client was first requests and is now httpx.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from planner.core.errors import InputError, ModelNotFound, QplanError
+
+TIMEOUT_SECONDS = 30
+"""For one small answer; huggingface_hub waits 10 s, which slow lines miss."""
+NEAREST_COUNT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """One file of a repository, as the hub describes it."""
+
+    size_bytes: int
+    sha256: str | None
+    """Known for large files, which the hub keeps by their hash."""
+
+
+class Hub:
+    """The hub that ``HF_ENDPOINT`` names.
+
+    Raises:
+        ImportError: huggingface_hub is not installed.
+    """
+
+    def __init__(self) -> None:
+        import huggingface_hub
+
+        self._library: Any = huggingface_hub
+        self.offline = bool(huggingface_hub.constants.HF_HUB_OFFLINE)
+        self.endpoint = str(huggingface_hub.constants.ENDPOINT)
+
+    def page(self, repository: str) -> str:
+        """Address of the repository's page."""
+        return f"{self.endpoint}/{repository}"
+
+    def list_files(self, repository: str, revision: str | None) -> tuple[str, dict[str, HubFile]]:
+        """The commit behind ``revision`` and all files there."""
+        with self._failures(repository, revision):
+            info = self._library.HfApi().model_info(repository, revision=revision, files_metadata=True)
+        files = {}
+        for sibling in info.siblings or ():
+            sha256 = sibling.lfs.sha256 if sibling.lfs else None
+            files[sibling.rfilename] = HubFile(int(sibling.size or 0), sha256)
+        return str(info.sha or revision), files
+
+    def download(self, repository: str, name: str, revision: str | None) -> Path:
+        """The small file ``name``, through the local cache."""
+        with self._failures(repository, revision):
+            return Path(self._library.hf_hub_download(repository, name, revision=revision))
+
+    def cached(self, repository: str, name: str, revision: str | None) -> Path:
+        """The file ``name`` out of the local cache.
+
+        Raises:
+            InputError: it is not there (``not-cached``).
+        """
+        from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+        try:
+            return Path(self._library.hf_hub_download(repository, name, revision=revision, local_files_only=True))
+        except (EntryNotFoundError, HFValidationError, OSError) as error:
+            raise InputError(
+                f"{repository} is not in the local cache, and qplan is offline",
+                numbers=f"{name}: {_first_line(error)}",
+                hint=f"`hf download {repository}` while online; catalog names work offline: `qplan models`",
+                code="not-cached",
+            ) from None
+
+    def has(self, repository: str, name: str, revision: str | None) -> bool:
+        """Whether the local cache has the file ``name``."""
+        try:
+            return self.cached(repository, name, revision).is_file()
+        except InputError:
+            return False
+
+    def read_range(self, repository: str, name: str, revision: str, start: int, length: int) -> bytes:
+        """``length`` bytes of the file ``name`` from ``start``, whatever the file's size.
+
+        Raises:
+            InputError: fewer bytes came (``hub-unreachable``), or the request failed.
+        """
+        if length <= 0:
+            return b""
+        url = self._library.hf_hub_url(repository, name, revision=revision)
+        headers = self._library.utils.build_hf_headers()
+        headers |= {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
+        with self._failures(repository, revision):
+            found = self._stream(url, headers, start, length)
+        if len(found) < length:
+            raise InputError(
+                f"{repository} sent less of {name!r} than asked for",
+                numbers=f"{len(found)} of {length} bytes from byte {start}",
+                hint="try again",
+                code="hub-unreachable",
+            )
+        return found
+
+    def _stream(self, url: str, headers: dict[str, str], start: int, length: int) -> bytes:
+        """Reads no further than needed even if the server ignores the range and sends the whole file."""
+        utils = self._library.utils
+        session = utils.get_session()
+        if hasattr(session, "stream"):  # httpx
+            opened = session.stream("GET", url, headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=True)
+        else:  # requests, as in huggingface_hub before 1.0
+            opened = session.get(url, headers=headers, timeout=TIMEOUT_SECONDS, stream=True)
+        with opened as response:
+            if response.status_code >= 400 and hasattr(response, "read"):
+                response.read()  # httpx gives no error text before
+            utils.hf_raise_for_status(response)
+            skip = 0 if response.status_code == 206 else start
+            pieces = response.iter_bytes() if hasattr(response, "iter_bytes") else response.iter_content(1 << 16)
+            found = bytearray()
+            for piece in pieces:
+                found += piece
+                if len(found) >= skip + length:
+                    break
+        return bytes(found[skip : skip + length])
+
+    @contextmanager
+    def _failures(self, repository: str, revision: str | None) -> Iterator[None]:
+        try:
+            yield
+        except QplanError:
+            raise
+        except _failure_types() as error:
+            raise self._explain(error, repository, revision) from None
+
+    def _explain(self, error: Exception, repository: str, revision: str | None) -> QplanError:
+        from huggingface_hub import errors
+
+        if isinstance(error, errors.GatedRepoError):
+            return self._gated(repository)
+        if isinstance(error, errors.RevisionNotFoundError):
+            return InputError(
+                f"{repository} has no revision {revision!r}",
+                hint=f"its branches and tags: {self.page(repository)}/tree/main",
+                code="unknown-revision",
+            )
+        if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
+            return _unknown(repository, error)
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            return self._gated(repository)
+        if status == 404:
+            return InputError(
+                f"{repository} lacks a file it should have", numbers=_first_line(error), code="no-weights"
+            )
+        return InputError(
+            f"{self.endpoint} could not be asked about {repository}",
+            numbers=_first_line(error),
+            hint="catalog names, directories and GGUF files work without a network: `qplan models`",
+            code="hub-unreachable",
+        )
+
+    def _gated(self, repository: str) -> InputError:
+        return InputError(
+            f"{repository} is only given to those who accepted its licence",
+            hint=f"accept it at {self.page(repository)}, then set HF_TOKEN or run `hf auth login`; "
+            "the catalog has the shapes of many gated models: `qplan models`",
+            code="gated-model",
+        )
+
+
+def _unknown(repository: str, error: Exception) -> ModelNotFound:
+    from planner.models import catalog
+
+    near = catalog.nearest(repository.rpartition("/")[2], NEAREST_COUNT)
+    return ModelNotFound(
+        f"the hub has no model {repository!r}, or it is private",
+        numbers=_first_line(error),
+        hint=(f"did you mean {', '.join(near)}? " if near else "")
+        + "for a private one set HF_TOKEN or run `hf auth login`",
+    )
+
+
+def _failure_types() -> tuple[type[Exception], ...]:
+    """Everything huggingface_hub and its HTTP client raise for network and hub reasons."""
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+    # requests' exceptions are OSErrors; those of httpx are not, and the client's module has been renamed once
+    clients = [sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules]
+    return (OSError, HfHubHTTPError, EntryNotFoundError, HFValidationError, *clients)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,203 @@
+"""The SQLite file of measurements: write-ahead log, so that several qplan processes may write at once."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from planner.core.codec import encode
+from planner.core.errors import InputError, QplanError
+from planner.core.measurement import Calibration, Conditions, Measurement
+from planner.store import default_path
+from planner.store.schema import APPLICATION_ID, MIGRATIONS, VERSION
+
+_BUSY_SECONDS = 10.0
+"""A writer holds the file for milliseconds; this is for a slow disk."""
+_COLUMNS = tuple(field.name for field in fields(Measurement))
+_FILTERS = ("hardware_identity", "quantity", "model", "model_sha256", "method", "runtime", "type")
+
+
+class Store:
+    """Measurements on disk.
+
+    Args:
+        path: the file; ``None`` is the one under ``QPLAN_HOME``. It is created, with its folder, unless ``read_only``.
+        read_only: never write, not even a log beside the file where the folder cannot be written.
+
+    Raises:
+        InputError: the file cannot be opened, is damaged, of a newer qplan, or another program's. It is left alone.
+    """
+
+    def __init__(self, path: Path | None = None, *, read_only: bool = False) -> None:
+        self.path = path or default_path()
+        with self._explained():
+            self._connection = self._connect(read_only=read_only)
+            try:
+                self._require_ours(read_only=read_only)
+                if not read_only:
+                    self._migrate()
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        self._connection.close()
+
+    def add(self, measurements: Iterable[Measurement]) -> int:
+        """Keep ``measurements``, all or none; returns how many.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        rows = [_row(measurement) for measurement in measurements]
+        names, marks = ", ".join(_COLUMNS), ", ".join("?" * len(_COLUMNS))
+        with self._explained(), self._transaction():
+            self._connection.executemany(f"INSERT INTO measurement ({names}) VALUES ({marks})", rows)
+        return len(rows)
+
+    def list(self, *, limit: int | None = None, **filters: str) -> tuple[Measurement, ...]:
+        """Measurements that equal every given filter, in the order they were added.
+
+        Args:
+            limit: only the newest so many.
+            filters: ``hardware_identity``, ``quantity``, ``model``, ``model_sha256``, ``method``, ``runtime``,
+                ``type``.
+        """
+        unknown = [name for name in filters if name not in _FILTERS]
+        if unknown:
+            raise TypeError(f"no filter {', '.join(unknown)}; there are {', '.join(_FILTERS)}")
+        if self._blank:
+            return ()
+        where = " AND ".join(f"{name} = ?" for name in filters) or "1"
+        query = f"SELECT {', '.join(_COLUMNS)} FROM measurement WHERE {where} ORDER BY id DESC LIMIT ?"
+        with self._explained():
+            rows = self._connection.execute(query, (*filters.values(), -1 if limit is None else limit)).fetchall()
+            return tuple(_measurement(row) for row in reversed(rows))
+
+    def calibration(self, hardware_identity: str) -> Calibration:
+        """Everything measured on one machine, newest last."""
+        return Calibration(
+            hardware_identity=hardware_identity, measurements=self.list(hardware_identity=hardware_identity)
+        )
+
+    def _connect(self, *, read_only: bool) -> sqlite3.Connection:
+        if not read_only:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
+        address = self.path.resolve().as_uri()
+        connection = sqlite3.connect(f"{address}?mode=ro", uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
+        try:
+            connection.execute("PRAGMA schema_version").fetchone()
+        except sqlite3.OperationalError:
+            # A file with a write-ahead log in a folder that cannot be written: its log's index cannot be made.
+            connection.close()
+            return sqlite3.connect(f"{address}?immutable=1", uri=True, isolation_level=None)
+        return connection
+
+    def _pragma(self, name: str) -> int:
+        return int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+    def _require_ours(self, *, read_only: bool) -> None:
+        version, owner = self._pragma("user_version"), self._pragma("application_id")
+        is_empty = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+        self._blank = read_only and is_empty  # another process is just making it
+        if owner != APPLICATION_ID and not (is_empty and owner == 0):
+            raise InputError(
+                f"{self.path} is not qplan's store of measurements",
+                hint="another program made it; move it away, or set QPLAN_HOME to another folder",
+                code="store-foreign",
+            )
+        if version > VERSION:
+            raise InputError(
+                f"{self.path} was written by a newer qplan",
+                numbers=f"its version is {version}, this qplan knows {VERSION}",
+                hint="upgrade qplan, or set QPLAN_HOME to another folder",
+                code="store-newer",
+            )
+
+    def _migrate(self) -> None:
+        if self._pragma("user_version") == VERSION:
+            return
+        with suppress(sqlite3.OperationalError):  # another process is switching it, or the file system has no mmap
+            self._connection.execute("PRAGMA journal_mode = WAL")
+        with self._transaction():  # another process may have migrated while we waited, so look again
+            for version in range(self._pragma("user_version"), VERSION):
+                for statement in MIGRATIONS[version].split(";"):
+                    self._connection.execute(statement)
+                self._connection.execute(f"PRAGMA user_version = {version + 1}")
+            self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """SQLite's errors as ours."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise _explanation(self.path, error) from None
+
+
+def _explanation(path: Path, error: sqlite3.Error | OSError) -> QplanError:
+    text = str(error)
+    if isinstance(error, sqlite3.OperationalError) and "locked" in text:
+        return InputError(
+            f"{path} is in use by another program",
+            numbers=f"waited {_BUSY_SECONDS:.0f} s",
+            hint="try again when the other qplan is done",
+            code="store-busy",
+        )
+    if isinstance(error, OSError) or any(word in text for word in ("readonly", "unable to open", "full", "disk I/O")):
+        return InputError(
+            f"{path} cannot be opened or written",
+            numbers=text,
+            hint="make its folder writable, or set QPLAN_HOME to another folder",
+            code="store-unwritable",
+        )
+    return InputError(
+        f"{path} is damaged",
+        numbers=text,
+        hint="move it away and qplan starts a new one; it is not touched until then",
+        code="store-damaged",
+    )
+
+
+def _row(measurement: Measurement) -> tuple[Any, ...]:
+    values = {name: getattr(measurement, name) for name in _COLUMNS}
+    values["samples"] = json.dumps(list(measurement.samples))
+    values["conditions"] = json.dumps(encode(measurement.conditions), sort_keys=True)
+    return tuple(values[name] for name in _COLUMNS)
+
+
+def _measurement(row: tuple[Any, ...]) -> Measurement:
+    values = dict(zip(_COLUMNS, row, strict=True))
+    try:
+        values["samples"] = tuple(float(sample) for sample in json.loads(values["samples"]))
+        values["conditions"] = Conditions(**json.loads(values["conditions"]))
+    except (ValueError, TypeError) as error:
+        raise sqlite3.DatabaseError(f"a row cannot be read: {error}") from None
+    values["imatrix"] = bool(values["imatrix"])
+    return Measurement(**values)

@@ -1,0 +1,327 @@
+"""Measure an artifact as a plan would run it, and judge it by the plan's expectations."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from planner.core.candidate import Placement, Variant
+from planner.core.data import data_path
+from planner.core.errors import InputError, MissingDependency
+from planner.core.hardware import HardwareProfile
+from planner.core.measurement import (
+    DECODE,
+    FILE_BYTES,
+    KL_DIVERGENCE,
+    PEAK_MEMORY,
+    PERPLEXITY_RATIO,
+    PREFILL,
+    Conditions,
+    Measurement,
+)
+from planner.core.plan import Expectation
+from planner.core.units import format_bytes
+from planner.verify.run import Progress, run_trial
+from planner.verify.trial import QUALITY, SPEED, QualityTrial, SpeedTrial, TrialRequest, TrialResult
+from planner.verify.verdicts import Measured, Verdict, all_ok, verdicts
+
+_HELD_OUT = "demo/heldout.txt"
+_NORMAL_80 = 1.2816
+"""Half-width of a normal distribution's 80 % interval, in standard errors."""
+_QUALITY_SHARE = 0.5
+"""Of the time budget, when quality is measured too."""
+_BUSY_LOAD_FRACTION = 0.5
+"""Other programs' share of the cores above which a note says that speeds are too low."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is measured, for the store: measurements of the same shape and variant calibrate later estimates."""
+
+    model: str
+    model_sha256: str
+    variant: Variant
+    decode_weights_bytes: float | None = None
+    """Bytes of weights that one token reads."""
+    prefill_weight_count: float | None = None
+    """Weights that one token multiplies."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerificationResult:
+    """Everything measured of one artifact."""
+
+    artifact: str
+    measured: Mapping[str, Measured]
+    measurements: tuple[Measurement, ...]
+    verdicts: tuple[Verdict, ...]
+    ok: bool
+    """No verdict is outside."""
+    speed: SpeedTrial | None
+    quality: QualityTrial | None
+    tool_version: str
+    measured_at: str
+    notes: tuple[str, ...]
+
+
+def verify_artifact(
+    artifact: Path,
+    *,
+    subject: Subject,
+    placement: Placement,
+    hardware: HardwareProfile,
+    reference: Path | None = None,
+    text: Path | None = None,
+    expectations: Sequence[Expectation] = (),
+    progress: Progress | None = None,
+    budget_seconds: float = 240.0,
+    max_chunks: int | None = None,
+) -> VerificationResult:
+    """File bytes, peak memory, prefill, decode and, against a 16-bit reference, perplexity ratio and KL divergence.
+
+    Speed with memory and quality are measured in a child process each. What is measured as ``peak_memory_bytes``:
+    on a CPU, the peak of the resident set during load, prefill and decode at the planned context, less the resident
+    set before the model was opened; with layers on GPUs, the memory taken of the GPU that holds most. What cannot be
+    measured is left out with a note.
+
+    Args:
+        artifact: a GGUF file, the first part of a split one.
+        reference: the 16-bit GGUF it was quantized from; without it no quality is measured.
+        text: held-out text in UTF-8; ``None`` takes the one that comes with qplan.
+        budget_seconds: wall time to stay near.
+
+    Raises:
+        InputError: the artifact is missing or is no GGUF file; ``text`` was given and is too short or unreadable.
+        ExecutionFailed: the child crashed, or the model gives numbers that are not finite.
+    """
+    files = gguf_files(artifact)
+    notes = _busy_notes(hardware)
+    placement = replace(placement, threads=placement.threads or hardware.cpu.inference_threads())
+    share = 1 - _QUALITY_SHARE if reference else 1.0
+    ask = TrialRequest(kind=SPEED, model_path=str(files[0]), placement=placement, budget_seconds=budget_seconds * share)
+    speed_trial = _speed(ask, progress, notes)
+    quality_ask = replace(
+        ask,
+        kind=QUALITY,
+        budget_seconds=budget_seconds * _QUALITY_SHARE,
+        max_chunks=max_chunks,
+        repack=speed_trial is None or speed_trial.speed is None or speed_trial.speed.repack,
+    )
+    quality_trial = _quality(quality_ask, reference, text, hardware, progress, notes)
+    speed = speed_trial.speed if speed_trial else None
+    quality = quality_trial.quality if quality_trial else None
+    measured = {FILE_BYTES: _exact(sum(file.stat().st_size for file in files))}
+    measured |= _speed_quantities(speed, notes) if speed else {}
+    measured |= _quality_quantities(quality) if quality else {}
+    judged = verdicts(expectations, measured)
+    tool = next((trial.tool_version for trial in (speed_trial, quality_trial) if trial), "")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return VerificationResult(
+        artifact=str(artifact),
+        measured=measured,
+        measurements=_measurements(measured, subject, placement, speed, hardware, expectations, tool, now),
+        verdicts=judged,
+        ok=all_ok(judged),
+        speed=speed,
+        quality=quality,
+        tool_version=tool,
+        measured_at=now,
+        notes=tuple(notes),
+    )
+
+
+def gguf_files(artifact: Path) -> tuple[Path, ...]:
+    """All parts of a GGUF file, in order.
+
+    Raises:
+        InputError: it is missing, a part is missing, or it is no GGUF file.
+    """
+    import re
+
+    if artifact.is_dir():
+        raise InputError(
+            f"{artifact} is a directory",
+            hint="this version measures GGUF files; name the .gguf file",
+            code="not-gguf",
+        )
+    split = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", artifact.name)
+    names = [artifact.name]
+    if split:
+        names = [f"{split[1]}-{i:05d}-of-{split[3]}.gguf" for i in range(1, int(split[3]) + 1)]
+    files = tuple(artifact.with_name(name) for name in names)
+    for file in files:
+        _require_gguf(file)
+    return files
+
+
+def _require_gguf(file: Path) -> None:
+    try:
+        with file.open("rb") as opened:
+            magic = opened.read(4)
+    except FileNotFoundError:
+        raise InputError(f"{file} does not exist", code="missing-file") from None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read", numbers=str(error), code="unreadable-file") from None
+    if magic != b"GGUF":
+        raise InputError(f"{file} is not a GGUF file", numbers=f"it begins with {magic!r}", code="not-gguf")
+
+
+def _busy_notes(hardware: HardwareProfile) -> list[str]:
+    cores = hardware.cpu.logical_core_count or os.cpu_count() or 1
+    try:
+        load = os.getloadavg()[0]
+    except (OSError, AttributeError):
+        return []
+    if load <= _BUSY_LOAD_FRACTION * cores:
+        return []
+    return [f"other programs were busy ({load:.1f} running on {cores} cores): the speeds are lower than this machine's"]
+
+
+def _speed(request: TrialRequest, progress: Progress | None, notes: list[str]) -> TrialResult | None:
+    try:
+        result = run_trial(request, progress=progress)
+    except MissingDependency as error:
+        notes.append(f"speed and memory were not measured: {error.what}; {error.hint}")
+        return None
+    notes.extend(result.notes)
+    return result
+
+
+def _quality(
+    request: TrialRequest,
+    reference: Path | None,
+    text: Path | None,
+    hardware: HardwareProfile,
+    progress: Progress | None,
+    notes: list[str],
+) -> TrialResult | None:
+    """The quality trial, or a note why there is none."""
+    if reference is None:
+        notes.append("quality was not measured: there is no 16-bit model to compare with")
+        return None
+    chosen = text or data_path(_HELD_OUT)
+    missing = _why_not(Path(request.model_path), gguf_files(reference), chosen, text is None, hardware)
+    if missing:
+        notes.append(f"quality was not measured: {missing}")
+        return None
+    # Without GPU support in llama.cpp the layers run on the CPU, which changes no logit that matters.
+    asked = replace(request, reference_path=str(reference), text_path=str(chosen))
+    try:
+        result = run_trial(asked, progress=progress)
+    except MissingDependency as error:
+        notes.append(f"quality was not measured: {error.what}; {error.hint}")
+        return None
+    except InputError as error:
+        if error.code != "text-too-short" or text is not None:
+            raise
+        notes.append(f"quality was not measured: {error.what} ({error.numbers})")
+        return None
+    notes.extend(result.notes)
+    quality = result.quality
+    if quality and quality.chunk_count < quality.chunk_available_count:
+        notes.append(f"quality is of {quality.chunk_count} of {quality.chunk_available_count} chunks of the text")
+    if request.placement.kv_type != "f16":
+        notes.append(f"quality is of the weights, with a KV cache in f16; the plan's is {request.placement.kv_type}")
+    return result
+
+
+def _why_not(
+    artifact: Path, reference: tuple[Path, ...], text: Path, is_default: bool, hardware: HardwareProfile
+) -> str | None:
+    if is_default and not text.is_file():
+        return "the held-out text is missing from this installation; give one with --text"
+    needed = sum(file.stat().st_size for file in (*reference, *gguf_files(artifact)))
+    usable = hardware.memory.usable_bytes()
+    if usable is not None and needed > usable:
+        return f"both models take {format_bytes(needed)} together, {format_bytes(usable)} of RAM is free"
+    return None
+
+
+def _exact(value: float) -> Measured:
+    return Measured(value=value, low=value, high=value)
+
+
+def _speed_quantities(speed: SpeedTrial, notes: list[str]) -> dict[str, Measured]:
+    memory, rates = speed.memory, {PREFILL: speed.prefill, DECODE: speed.decode}
+    for quantity, taken in rates.items():
+        if len(taken.samples) == 1:
+            notes.append(f"{quantity} is of one sample: a second would have exceeded the time allowed")
+    if memory.filled_tokens < speed.context:
+        notes.append(
+            f"peak memory is with {memory.filled_tokens} of {speed.context} tokens in the KV cache; the cache is "
+            "allocated whole, the compute buffers grow a little with the rest"
+        )
+    peak = max((device.used_bytes for device in memory.devices), default=0) or memory.peak_bytes
+    return {PEAK_MEMORY: _exact(peak)} | {
+        quantity: Measured(value=r.median, low=min(r.samples), high=max(r.samples), samples=r.samples)
+        for quantity, r in rates.items()
+    }
+
+
+def _quality_quantities(quality: QualityTrial) -> dict[str, Measured]:
+    comparison = quality.comparison
+    if comparison is None:
+        return {}
+    ratio, spread = math.exp(comparison.log_ratio), math.exp(_NORMAL_80 * comparison.log_ratio_standard_error)
+    kl = max(0.0, comparison.kl_mean_nats)
+    margin = _NORMAL_80 * comparison.kl_standard_error_nats
+    return {
+        PERPLEXITY_RATIO: Measured(value=ratio, low=ratio / spread, high=ratio * spread),
+        KL_DIVERGENCE: Measured(value=kl, low=max(0.0, kl - margin), high=kl + margin),
+    }
+
+
+def _measurements(
+    measured: Mapping[str, Measured],
+    subject: Subject,
+    placement: Placement,
+    speed: SpeedTrial | None,
+    hardware: HardwareProfile,
+    expectations: Sequence[Expectation],
+    tool_version: str,
+    now: str,
+) -> tuple[Measurement, ...]:
+    predicted = {expectation.quantity: expectation.predicted for expectation in expectations}
+    scale = {DECODE: subject.decode_weights_bytes, PREFILL: subject.prefill_weight_count}
+    variant, conditions = subject.variant, _conditions(placement, speed)
+    return tuple(
+        Measurement(
+            quantity=quantity,
+            value=value.value,
+            low=value.low,
+            high=value.high,
+            samples=value.samples,
+            model=subject.model,
+            model_sha256=subject.model_sha256,
+            method=variant.method,
+            runtime=variant.runtime,
+            type=variant.type,
+            group_size=variant.group_size,
+            imatrix=variant.imatrix,
+            conditions=conditions,
+            predicted=predicted.get(quantity),
+            hardware_identity=hardware.identity(),
+            hardware_name=hardware.name,
+            tool_version=tool_version,
+            measured_at=now,
+            weights_bytes=scale.get(quantity),
+        )
+        for quantity, value in measured.items()
+    )
+
+
+def _conditions(placement: Placement, speed: SpeedTrial | None) -> Conditions:
+    return Conditions(
+        context=placement.context,
+        depth=speed.depth if speed else placement.depth,
+        prompt_tokens=speed.prompt_tokens if speed else placement.prompt_tokens,
+        gpu_layers=placement.gpu_layers,
+        threads=speed.threads if speed else placement.threads,
+        kv_type=placement.kv_type,
+        ubatch=placement.ubatch,
+        flash_attention=placement.flash_attention,
+    )

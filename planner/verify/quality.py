@@ -1,0 +1,141 @@
+"""Perplexity and KL divergence of a GGUF file on a text, equal to llama-perplexity's. Runs only in a child."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from planner.core.errors import InputError
+from planner.verify import native
+from planner.verify.perplexity import Scores
+from planner.verify.trial import QualityTrial
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_BATCH, _UBATCH = 2048, 512
+"""llama-perplexity's defaults."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scorer:
+    """A model with a context of one chunk."""
+
+    model: native.Model
+    context: native.Context
+
+
+def measure_quality(
+    model_path: Path,
+    reference_path: Path | None,
+    text: str,
+    *,
+    context: int = 512,
+    max_chunks: int | None = None,
+    threads: int,
+    gpu_layers: int = 0,
+    repack: bool = True,
+    like_llama_cpp: bool = False,
+    budget_seconds: float | None = None,
+    progress: native.Progress,
+) -> QualityTrial:
+    """Score ``text`` in chunks of ``context`` tokens; of each, the second half is scored.
+
+    Both models stay loaded and take the chunks in turn, so no more than one batch's logits of each is ever held:
+    1024 × n_vocab floats. As llama-perplexity: four chunks of 512 make a batch (the batching moves the fifth
+    digit), the text is tokenized once with the model's specials, every chunk begins with BOS in place of its first
+    token (where the model wants BOS), one trailing newline is dropped, and a last incomplete chunk is left out. The
+    KV cache is f16 and flash attention is left to llama.cpp.
+
+    Args:
+        context: tokens of a chunk; a model trained on shorter texts gets chunks of its length.
+        max_chunks: at most so many chunks; ``None`` is all.
+        like_llama_cpp: round the reference's log-probabilities to 16 bits as llama-perplexity's file does.
+        budget_seconds: stop after the batch that passes this.
+
+    Raises:
+        InputError: the text is too short, or the models do not share a vocabulary.
+        ExecutionFailed: logits are not finite, or llama.cpp cannot run a model.
+    """
+    import numpy as np
+
+    with ExitStack() as stack:
+
+        def opened(path: Path) -> native.Model:
+            return stack.enter_context(native.open_model(path, gpu_layers=gpu_layers, repack=repack, progress=progress))
+
+        def scorer_of(model: native.Model) -> _Scorer:
+            return _Scorer(model, stack.enter_context(native.open_context(model, _options(context, threads))))
+
+        model = opened(model_path)
+        context = min(context, model.trained_context)
+        scorer = scorer_of(model)
+        reference = None if reference_path is None else scorer_of(opened(reference_path))
+        tokens = _tokens(scorer.model, reference, text, context)
+        available = len(tokens) // context
+        wanted = min(available, max_chunks or available)
+        scores, first, done, began = Scores(), context // 2, 0, time.perf_counter()
+        while done < wanted and (not done or budget_seconds is None or time.perf_counter() - began < budget_seconds):
+            progress("score the text", done / wanted)
+            batch = range(done, min(wanted, done + _sequences(context)))
+            chunks = [tokens[i * context : (i + 1) * context] for i in batch]
+            logits = _logits(scorer, chunks, first)
+            base_logits = None if reference is None else _logits(reference, chunks, first)
+            for i, chunk in enumerate(chunks):
+                targets, base = np.asarray(chunk[first + 1 :]), None if base_logits is None else base_logits[i]
+                scores.add(logits[i], targets, base, stored=like_llama_cpp)
+            done += len(chunks)
+    return QualityTrial(
+        perplexity=scores.perplexity(),
+        comparison=scores.comparison(),
+        chunk_count=done,
+        chunk_available_count=available,
+        context=context,
+        token_count=done * (context - first - 1),
+        text_sha256=hashlib.sha256(text.encode()).hexdigest(),
+    )
+
+
+def _sequences(context: int) -> int:
+    return max(1, _BATCH // context)
+
+
+def _options(context: int, threads: int) -> native.ContextOptions:
+    count = _sequences(context)
+    return native.ContextOptions(
+        context=context, batch=count * context, ubatch=min(context, _UBATCH), threads=threads, sequences=count
+    )
+
+
+def _logits(scorer: _Scorer, chunks: list[list[int]], first: int) -> NDArray[np.float32]:
+    """Rows ``first`` to the last but one of each chunk: each predicts the token after it."""
+    beginning = scorer.model.beginning()
+    tokens = chunks if beginning is None else [[beginning, *chunk[1:]] for chunk in chunks]
+    return scorer.context.logits(tokens, first)[:, :-1]
+
+
+def _tokens(model: native.Model, reference: _Scorer | None, text: str, context: int) -> list[int]:
+    text = text.removesuffix("\n")
+    tokens = model.tokenize(text)
+    if len(tokens) < 2 * context:  # as llama-perplexity: fewer than two chunks say too little
+        raise InputError(
+            "the text is too short to measure quality on",
+            numbers=f"{len(tokens)} tokens, two chunks of {context} are needed",
+            hint="give a longer text with --text",
+            code="text-too-short",
+        )
+    if reference is not None and (
+        reference.model.vocab_size != model.vocab_size or reference.model.tokenize(text) != tokens
+    ):
+        raise InputError(
+            "the reference is another model: its tokens differ",
+            numbers=f"{reference.model.vocab_size} entries in its vocabulary, {model.vocab_size} in the artifact's",
+            hint="the reference must be the 16-bit GGUF that the artifact was quantized from",
+            code="other-vocabulary",
+        )
+    return tokens

@@ -1,0 +1,108 @@
+"""Measured beside predicted: inside the plan's interval, better, or outside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from planner.core.hardware import STRICT
+from planner.core.measurement import (
+    DECODE,
+    KL_DIVERGENCE,
+    PEAK_MEMORY,
+    PERPLEXITY_RATIO,
+    PREFILL,
+    QUANTITIES,
+)
+from planner.core.plan import Expectation
+
+INSIDE = "inside"
+BETTER = "better"
+OUTSIDE = "outside"
+NOT_MEASURED = "not measured"
+
+_BETTER_IS_LESS = {PEAK_MEMORY: True, PREFILL: False, DECODE: False, PERPLEXITY_RATIO: True, KL_DIVERGENCE: True}
+"""Which side of the interval is good news. File bytes have none: the size is exact, and a smaller file is another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A measured value with its own spread."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    value: float
+    low: float
+    high: float
+    samples: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """One quantity judged."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    quantity: str
+    predicted: float
+    low: float
+    high: float
+    measured: float | None
+    ok: bool | None
+    """Inside or better; ``None`` when it was not measured."""
+    ratio: float | None
+    """measured / predicted."""
+    position: str
+    """:data:`INSIDE`, :data:`BETTER`, :data:`OUTSIDE` or :data:`NOT_MEASURED`."""
+
+
+def position(quantity: str, low: float, high: float, measured: float) -> str:
+    """Where ``measured`` lies.
+
+    Inside ``low … high``: inside. Beyond it on the good side (less memory, more tokens per second, less loss of
+    quality): better, which counts as ok but is told apart, as the prediction was still wrong. Else: outside; file
+    bytes beyond either end are outside.
+    """
+    if math.isnan(measured):
+        return OUTSIDE
+    if low <= measured <= high:
+        return INSIDE
+    less_is_better = _BETTER_IS_LESS.get(quantity)
+    if less_is_better is None:
+        return OUTSIDE
+    return BETTER if (measured < low) == less_is_better else OUTSIDE
+
+
+def verdict(expectation: Expectation, measured: Measured | None) -> Verdict:
+    """One expectation judged."""
+    if measured is None:
+        where, value, ok, ratio = NOT_MEASURED, None, None, None
+    else:
+        value = measured.value
+        where = position(expectation.quantity, expectation.low, expectation.high, value)
+        ok = where != OUTSIDE
+        ratio = value / expectation.predicted if expectation.predicted else None
+    return Verdict(
+        quantity=expectation.quantity,
+        predicted=expectation.predicted,
+        low=expectation.low,
+        high=expectation.high,
+        measured=value,
+        ok=ok,
+        ratio=ratio,
+        position=where,
+    )
+
+
+def verdicts(expectations: Sequence[Expectation], measured: Mapping[str, Measured]) -> tuple[Verdict, ...]:
+    """All expectations judged, in the contract's order of quantities."""
+    order = {quantity: i for i, quantity in enumerate(QUANTITIES)}
+    judged = [verdict(expectation, measured.get(expectation.quantity)) for expectation in expectations]
+    return tuple(sorted(judged, key=lambda v: order.get(v.quantity, len(order))))
+
+
+def all_ok(judged: Sequence[Verdict]) -> bool:
+    """No verdict is outside; what was not measured does not count."""
+    return all(v.ok is not False for v in judged)

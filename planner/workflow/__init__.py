@@ -1,0 +1,1 @@
+"""The use cases both front ends call: survey, recommend, estimate, plan, apply, verify."""

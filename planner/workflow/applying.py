@@ -1,0 +1,286 @@
+"""Carry a plan out, measure the result, remember the measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from planner.core.candidate import Placement, Variant
+from planner.core.codec import read_json
+from planner.core.errors import InputError, NeedsConfirmation
+from planner.core.hardware import HardwareProfile
+from planner.core.model import ModelSpec
+from planner.core.plan import Expectation, Plan
+from planner.core.units import format_bytes
+from planner.execute import obtain, preflight, receipts, runner
+from planner.workflow.planning import check_hardware
+from planner.workflow.survey import survey
+
+REPORT = "report.json"
+DEFAULT_BUDGET_SECONDS = 240.0
+
+
+class Watcher(runner.Observer, Protocol):
+    """Who is told how an apply goes, the measuring included."""
+
+    def measuring(self) -> Callable[[str, float], None]:
+        """The verification begins; the returned function gets what is measured and the fraction done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What an apply or a verify gave."""
+
+    report: dict[str, Any]
+    report_path: Path | None
+    nothing_to_do: bool = False
+    removed: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Every measured quantity is inside its expectation."""
+        return bool(self.report["ok"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplyOptions:
+    """How a plan is carried out; none of it changes what is made."""
+
+    output: Path
+    assume_yes: bool = False
+    confirm: Callable[[str], bool] | None = None
+    """Asks a person; ``None`` where there is nobody to ask."""
+    keep_intermediate: bool = False
+    budget_seconds: float = DEFAULT_BUDGET_SECONDS
+    text: Path | None = None
+    llama_cpp_directory: str | None = None
+
+
+def check(plan: Plan, output: Path, *, hash_files: bool = True) -> HardwareProfile:
+    """All that must hold before a plan is applied; the machine it was checked on.
+
+    Raises:
+        StalePlan: another machine, or the model changed.
+        MissingDependency: the quantizer is not installed.
+        QplanError: no room on the disk or in memory, or the output is somebody else's.
+    """
+    here = survey(output=output)
+    check_hardware(plan, here)
+    preflight.check_tools(plan)
+    local = obtain.local_path(plan.model)
+    if local is not None and hash_files:
+        preflight.check_model_files(plan, local)
+    preflight.check_output(plan, output)
+    steps = runner.pending(plan, output, reference_needed=True)
+    preflight.check_room(steps, output, here.memory.usable_bytes())
+    return here
+
+
+def apply(plan: Plan, options: ApplyOptions, watcher: Watcher) -> Outcome:
+    """Run what is not done yet, measure, write ``report.json``, remember.
+
+    Raises:
+        QplanError: a check failed, a step failed, or a question could not be asked.
+    """
+    output = options.output
+    with runner.locked(output):
+        here = check(plan, output)
+        done = finished(plan, output)
+        if done is not None:
+            return Outcome(report=done, report_path=output / REPORT, nothing_to_do=True)
+        place = _workplace(plan, options, here)
+        steps = runner.pending(plan, output, reference_needed=True)
+        made = runner.run_steps(plan, steps, place, watcher)
+        report = _verify_plan(plan, place, here, made, options, watcher)
+        removed = () if options.keep_intermediate else runner.clean_up(plan, place)
+    return Outcome(report=report, report_path=output / REPORT, removed=removed)
+
+
+def finished(plan: Plan, output: Path) -> dict[str, Any] | None:
+    """The report of an earlier apply of this very plan whose artifact is unchanged."""
+    step = plan.artifact_step()
+    try:
+        report = read_json(output / REPORT)
+    except InputError:
+        return None
+    if not isinstance(report, dict) or report.get("plan_sha256") != plan.content_sha256:
+        return None
+    return report if receipts.valid(output, step, receipts.keys(plan)[step.name]) else None
+
+
+def _workplace(plan: Plan, options: ApplyOptions, here: HardwareProfile) -> runner.Workplace:
+    model = obtain.local_path(plan.model)
+    if model is None:
+        _confirm_download(plan, options)
+        model = obtain.download(plan.model)
+        preflight.check_model_files(plan, model)
+    return runner.Workplace(
+        output=options.output,
+        model=model,
+        threads=plan.placement.threads or here.cpu.inference_threads(),
+        llama_cpp_directory=options.llama_cpp_directory,
+    )
+
+
+def _confirm_download(plan: Plan, options: ApplyOptions) -> None:
+    """Ask before fetching gigabytes.
+
+    Raises:
+        NeedsConfirmation: there is nobody to ask, or the answer was no.
+    """
+    if options.assume_yes:
+        return
+    size = sum(file.size_bytes for file in plan.model.files) or 2 * plan.model.parameter_count
+    question = f"Download {plan.model.location}, about {format_bytes(size)}?"
+    if options.confirm is None or not options.confirm(question):
+        raise NeedsConfirmation(
+            f"{plan.model.location} must be downloaded",
+            numbers=f"about {format_bytes(size)}",
+            hint="--yes agrees beforehand",
+            code="download-needs-yes",
+        )
+
+
+def _verify_plan(
+    plan: Plan,
+    place: runner.Workplace,
+    here: HardwareProfile,
+    made: tuple[receipts.Receipt, ...],
+    options: ApplyOptions,
+    watcher: Watcher,
+) -> dict[str, Any]:
+    from planner.verify.report import report_document, write_report
+
+    reference = next((place.path(plan, step.name) for step in plan.reference_steps()), None)
+    if reference is None and plan.model.kind == "gguf":
+        reference = place.model
+    result = _measure(
+        place.output / plan.artifact,
+        _model_of(plan),
+        plan.variant,
+        plan.placement,
+        here,
+        reference=reference,
+        expectations=plan.expectations,
+        budget_seconds=options.budget_seconds,
+        text=options.text,
+        progress=watcher.measuring(),
+    )
+    document = report_document(result, plan_sha256=plan.content_sha256, steps=made, hardware=here, tools=plan.tools)
+    write_report(place.output / REPORT, document)
+    return document
+
+
+def _model_of(plan: Plan) -> ModelSpec:
+    from planner import models
+
+    return models.resolve(plan.model.location if plan.model.kind != "catalog" else plan.model.name)
+
+
+def verify(
+    artifact: Path,
+    *,
+    plan: Plan | None = None,
+    reference: Path | None = None,
+    text: Path | None = None,
+    budget_seconds: float = DEFAULT_BUDGET_SECONDS,
+    progress: Callable[[str, float], None] | None = None,
+) -> Outcome:
+    """Measure a GGUF file on this machine and compare with its plan, or with what qplan predicts for it.
+
+    Raises:
+        InputError: the file is missing or no GGUF file.
+        StalePlan: the plan is for another machine.
+    """
+    from planner import models
+    from planner.verify.artifact import gguf_files
+    from planner.verify.report import report_document
+
+    gguf_files(artifact)
+    here = survey(output=artifact.absolute().parent)
+    model = models.resolve(str(artifact))
+    if plan is not None:
+        check_hardware(plan, here)
+    variant, placement, expected = _expected(artifact, model, here) if plan is None else _planned(plan)
+    result = _measure(
+        artifact,
+        model,
+        variant,
+        placement,
+        here,
+        reference=reference,
+        expectations=expected,
+        budget_seconds=budget_seconds,
+        text=text,
+        progress=progress,
+    )
+    sha256 = plan.content_sha256 if plan else None
+    return Outcome(report=report_document(result, plan_sha256=sha256, hardware=here), report_path=None)
+
+
+Expected = tuple[Variant, Placement, tuple[Expectation, ...]]
+
+
+def _planned(plan: Plan) -> Expected:
+    return plan.variant, plan.placement, plan.expectations
+
+
+def _expected(artifact: Path, model: ModelSpec, here: HardwareProfile) -> Expected:
+    """The variant of a GGUF file by its own type, a placement on the CPU, and what to expect of them."""
+    from planner.core.candidate import Candidate
+    from planner.estimate import estimate
+    from planner.methods import gguf
+    from planner.models.gguf_file import file_type_of
+    from planner.workflow.planning import expectations
+    from planner.workflow.survey import calibration_of
+
+    variant = gguf.variant(file_type_of(artifact))
+    placement = Placement(context=min(4096, model.n_ctx_train), threads=here.cpu.inference_threads())
+    made = estimate(model, variant, placement, here, calibration_of(here))
+    candidate = Candidate(variant=variant, placement=placement, estimate=made)
+    return variant, placement, expectations(model, candidate, here)
+
+
+def _measure(
+    artifact: Path,
+    model: ModelSpec,
+    variant: Variant,
+    placement: Placement,
+    here: HardwareProfile,
+    *,
+    reference: Path | None,
+    expectations: tuple[Expectation, ...],
+    budget_seconds: float,
+    text: Path | None,
+    progress: Callable[[str, float], None] | None,
+) -> Any:
+    """Measure, and put what was measured into the store."""
+    from planner.estimate.weights import bytes_read_per_token
+    from planner.models import fingerprint
+    from planner.store import Store
+    from planner.verify.artifact import Subject, verify_artifact
+
+    on_gpu, on_host = bytes_read_per_token(model, variant, placement)
+    subject = Subject(
+        model=model.name,
+        model_sha256=fingerprint.shape_sha256(model),
+        variant=variant,
+        decode_weights_bytes=float(on_gpu + on_host),
+        prefill_weight_count=float(model.active_parameter_count),
+    )
+    result = verify_artifact(
+        artifact,
+        subject=subject,
+        placement=placement,
+        hardware=here,
+        reference=reference,
+        text=text,
+        expectations=expectations,
+        progress=progress,
+        budget_seconds=budget_seconds,
+    )
+    with Store() as store:
+        store.add(result.measurements)
+    return result

@@ -1,0 +1,195 @@
+"""Estimates of single cases and of batches, as the contract's JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import Any
+
+from planner import FORMAT_VERSION, methods
+from planner.core.candidate import Placement, Variant
+from planner.core.errors import QplanError, UsageError
+from planner.core.estimates import Estimate
+from planner.core.hardware import HardwareProfile
+from planner.core.model import ModelSpec
+from planner.core.workload import KV_TYPES
+from planner.workflow.documents import estimate_document
+from planner.workflow.survey import cached_survey, calibration_of, simulated
+
+DEFAULT_TYPES = {"gguf": "Q4_K_M", "awq": "4bit", "gptq": "4bit", "bitsandbytes": "nf4", "none": "bf16"}
+DEFAULT_GROUP_SIZE = 128
+KEYS = {
+    "id", "model", "params", "active_params", "method", "type", "group_size", "imatrix", "context", "depth", "kv_type",
+    "gpu_layers", "ubatch", "flash_attention", "profile", "device", "device_count", "backend", "threads",
+    "prompt_tokens", "sequences", "act_order", "runtime",
+}  # fmt: skip
+
+Case = dict[str, Any]
+
+
+def estimate_case(case: Case) -> dict[str, Any]:
+    """The contract's answer to one case.
+
+    Raises:
+        QplanError: the case names something unknown or has a value of the wrong kind.
+    """
+    model, variant, _, _, made = computed_case(case)
+    return {
+        "format_version": FORMAT_VERSION,
+        "id": case.get("id"),
+        "model": model.name,
+        "method": variant.method,
+        "type": variant.type,
+        **estimate_document(made),
+    }
+
+
+def computed_case(case: Case) -> tuple[ModelSpec, Variant, Placement, HardwareProfile, Estimate]:
+    """The values behind :func:`estimate_case`, for a front end that prints more of them."""
+    from planner.estimate import estimate
+
+    unknown = sorted(set(case) - KEYS)
+    if unknown:
+        raise UsageError(f"unknown key {unknown[0]!r}", hint=f"known keys: {', '.join(sorted(KEYS))}", code="bad-case")
+    model = _model(case)
+    hardware = _hardware(case)
+    variant = _variant(case)
+    placement = _placement(case, model, hardware, variant)
+    measured = None if case.get("device") or case.get("profile") else _calibration(hardware)
+    return model, variant, placement, hardware, estimate(model, variant, placement, hardware, measured)
+
+
+@lru_cache(maxsize=8)
+def _calibration(hardware: HardwareProfile) -> Any:
+    return calibration_of(hardware)
+
+
+def _model(case: Case) -> ModelSpec:
+    name = case.get("model")
+    if name is not None:
+        return _resolved(_text(case, "model", ""))
+    if case.get("params") is None:
+        raise UsageError("a case needs `model`, or `params` for a bare size", code="bad-case")
+    active = case.get("active_params")
+    return _of_size(_number(case, "params", 0.0), None if active is None else _number(case, "active_params", 0.0))
+
+
+@lru_cache(maxsize=512)
+def _resolved(name: str) -> ModelSpec:
+    from planner import models
+
+    return models.resolve(name)
+
+
+@lru_cache(maxsize=512)
+def _of_size(params: float, active: float | None) -> ModelSpec:
+    from planner.models.size_model import spec_from_parameters
+
+    return spec_from_parameters(params, active)
+
+
+def _hardware(case: Case) -> HardwareProfile:
+    device = case.get("device")
+    if device is not None:
+        backend = case.get("backend")
+        return simulated(
+            _text(case, "device", ""), _whole(case, "device_count", 1), backend and _text(case, "backend", "")
+        )
+    profile = case.get("profile")
+    return cached_survey(None if profile is None else _text(case, "profile", ""))
+
+
+def _variant(case: Case) -> Variant:
+    method = _text(case, "method", "gguf")
+    methods.row(method)
+    group = case.get("group_size")
+    return _made_variant(
+        method,
+        _text(case, "type", DEFAULT_TYPES.get(method, "")),
+        None if group is None else _whole(case, "group_size", DEFAULT_GROUP_SIZE),
+        bool(case.get("imatrix", False)),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _made_variant(method: str, type_: str, group_size: int | None, imatrix: bool) -> Variant:
+    if method == "gguf":
+        from planner.methods import gguf
+
+        return gguf.variant(type_.upper(), imatrix=imatrix)
+    module: Any = methods.get(method)
+    made: Variant = module.variant(type_.lower(), DEFAULT_GROUP_SIZE if group_size is None else group_size)
+    return made
+
+
+def _placement(case: Case, model: ModelSpec, hardware: HardwareProfile, variant: Variant) -> Placement:
+    count = len(hardware.gpus)
+    full = model.n_layer + 1
+    asked = case.get("gpu_layers", "all" if count else 0)
+    layers = full if asked == "all" else min(_whole({"gpu_layers": asked}, "gpu_layers", 0), full)
+    kv_type = _text(case, "kv_type", "f16")
+    if kv_type not in KV_TYPES:
+        raise UsageError(f"{kv_type!r} is no KV cache type", hint=f"one of {', '.join(KV_TYPES)}", code="bad-case")
+    on_gpu = count > 0 and case.get("backend") != "cpu"
+    return Placement(
+        context=_whole(case, "context", 8192, least=1),
+        kv_type=kv_type,
+        gpu_layers=layers if on_gpu else 0,
+        tensor_parallel=count if on_gpu and variant.format != "gguf" else 1,
+        ubatch=_whole(case, "ubatch", 512, least=1),
+        flash_attention=_switch(case.get("flash_attention", True)),
+        sequences=_whole(case, "sequences", 1, least=1),
+        threads=None if case.get("threads") is None else _whole(case, "threads", 1, least=1),
+        depth=_whole(case, "depth", 0),
+        prompt_tokens=_whole(case, "prompt_tokens", 512, least=1),
+        gpu_count=count if on_gpu else 0,
+    )
+
+
+def _switch(value: object) -> bool:
+    return value not in {"off", "false", False, None}
+
+
+def _text(case: Case, key: str, default: str) -> str:
+    value = case.get(key, default)
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"`{key}` must be text", numbers=f"got {value!r}", code="bad-case")
+    return value
+
+
+def _number(case: Case, key: str, default: float) -> float:
+    value = case.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e15:
+        raise UsageError(f"`{key}` must be a positive number", numbers=f"got {value!r}", code="bad-case")
+    return float(value)
+
+
+def _whole(case: Case, key: str, default: int, *, least: int | None = None) -> int:
+    value = case.get(key, default)
+    floor = least if least is not None else -1 if key == "group_size" else 0
+    if isinstance(value, bool) or not isinstance(value, int) or not floor <= value < 1 << 40:
+        raise UsageError(f"`{key}` must be a whole number from {floor}", numbers=f"got {value!r}", code="bad-case")
+    return value
+
+
+def estimate_batch(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """One answer per non-empty line of JSON, in order; a bad line gets an ``error`` and the rest go on."""
+    for line in lines:
+        if not line.strip():
+            continue
+        case: object = None
+        try:
+            case = json.loads(line)
+            if not isinstance(case, dict):
+                raise UsageError("a case is a JSON object", numbers=f"got {line.strip()[:60]!r}", code="bad-case")
+            yield estimate_case(case)
+        except json.JSONDecodeError as error:
+            yield _failed(None, "bad-json", f"not JSON: {error}")
+        except QplanError as error:
+            yield _failed(case, error.code, "; ".join(part for part in (error.what, error.numbers, error.hint) if part))
+
+
+def _failed(case: object, code: str, message: str) -> dict[str, Any]:
+    name = case.get("id") if isinstance(case, dict) else None
+    return {"id": name, "error": {"code": code, "message": message}}

@@ -1,0 +1,233 @@
+"""Write, read and check plans."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from planner import FORMAT_VERSION, __version__, methods
+from planner.core.candidate import Candidate
+from planner.core.codec import decode, encode, read_json
+from planner.core.errors import DoesNotFit, InputError, StalePlan, UsageError
+from planner.core.estimates import Prediction
+from planner.core.hardware import HardwareProfile
+from planner.core.measurement import DECODE, FILE_BYTES, KL_DIVERGENCE, PEAK_MEMORY, PERPLEXITY_RATIO, PREFILL
+from planner.core.model import ModelSpec
+from planner.core.plan import STEP_KINDS, Expectation, PinnedFile, Plan, PlanHardware, PlanModel
+from planner.methods.serving import artifact_name
+from planner.workflow.recommend import Recommendation
+
+TOOLS = ("llama-cpp-python", "gguf", "numpy", "sentencepiece")
+FILE_TOLERANCE_FRACTION = 0.005
+"""Tensor bytes are exact; this is room for the estimated metadata."""
+STRETCH = 1.96 / 1.2816
+"""An 80 % interval becomes a 95 % one (normal quantiles): a plan must not cry wolf one time in five."""
+
+
+def make_plan(answer: Recommendation, candidate: Candidate | None = None) -> Plan:
+    """The sealed plan of a recommendation's chosen candidate, or of another of its candidates.
+
+    Raises:
+        DoesNotFit: nothing was chosen.
+    """
+    chosen = candidate or answer.decision.chosen
+    if chosen is None:
+        raise _nothing(answer)
+    _check_makeable(answer.model, chosen)
+    return Plan(
+        format_version=FORMAT_VERSION,
+        qplan_version=__version__,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=plan_model(answer.model),
+        hardware=plan_hardware(answer.hardware, simulated=answer.simulated),
+        workload=answer.workload,
+        variant=chosen.variant,
+        placement=chosen.placement,
+        estimate=chosen.estimate,
+        expectations=expectations(answer.model, chosen, answer.hardware),
+        steps=methods.get(chosen.variant.method).steps(answer.model, chosen.variant),
+        tools=tool_versions(),
+        artifact=artifact_name(answer.model, chosen.variant),
+        reasons=chosen.reasons,
+    ).sealed()
+
+
+def _nothing(answer: Recommendation) -> DoesNotFit:
+    rejected = [r for r in answer.decision.rejected if r.unit == "bytes"]
+    least = min(rejected, key=lambda r: r.needed or 0, default=None)
+    numbers = f"the smallest is {least.method} {least.type}: {least.reason}" if least else ""
+    return DoesNotFit(
+        f"no way to run {answer.model.name} fits {answer.hardware.name}",
+        numbers=numbers,
+        hint="`qplan recommend` lists what was tried; a shorter --context or a smaller model may fit",
+    )
+
+
+def _check_makeable(model: ModelSpec, candidate: Candidate) -> None:
+    if model.source.kind == "size":
+        raise UsageError(
+            f"{model.name} is a bare size, not a model: there is nothing to quantize",
+            hint="name a model, as in `qplan plan llama-2-13b`",
+            code="no-weights",
+        )
+    if not methods.row(candidate.variant.method).executable:
+        raise UsageError(
+            f"this version of qplan recommends {candidate.variant.method} but cannot carry it out",
+            hint="add `--methods gguf` for a plan that applies, or use the commands of `qplan recommend`",
+            code="not-executable",
+        )
+
+
+def plan_model(model: ModelSpec) -> PlanModel:
+    """The model with its files pinned by size and hash."""
+    from planner.models import fingerprint
+
+    return PlanModel(
+        name=model.name,
+        architecture=model.architecture,
+        kind=model.source.kind,
+        location=model.source.hub_id or str(model.source.location),
+        revision=model.source.revision,
+        parameter_count=model.parameter_count,
+        shape_sha256=fingerprint.shape_sha256(model),
+        files=tuple(PinnedFile(name=f.name, size_bytes=f.size_bytes, sha256=f.sha256) for f in fingerprint.pin(model)),
+    )
+
+
+def plan_hardware(hardware: HardwareProfile, *, simulated: bool) -> PlanHardware:
+    """The machine's identity and the fields behind it."""
+    return PlanHardware(
+        identity=hardware.identity(),
+        name=hardware.name,
+        fields=encode(hardware.identity_fields()),
+        simulated=simulated,
+    )
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of the packages that do the work; one that is not installed is left out."""
+    found = {}
+    for name in TOOLS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def expectations(model: ModelSpec, candidate: Candidate, hardware: HardwareProfile) -> tuple[Expectation, ...]:
+    """What measurements of the result should give, as 95 % intervals."""
+    estimate = candidate.estimate
+    size = estimate.size.file_bytes
+    slack = size * FILE_TOLERANCE_FRACTION
+    exact = Prediction(
+        value=size, low=size - slack, high=size + slack, basis="formula", source="llama.cpp's rules per tensor"
+    )
+    predicted = {
+        PEAK_MEMORY: peak_memory(model, candidate, hardware),
+        PREFILL: estimate.speed.prefill,
+        DECODE: estimate.speed.decode,
+        PERPLEXITY_RATIO: estimate.quality.perplexity_ratio,
+        KL_DIVERGENCE: estimate.quality.kl_divergence_nats,
+    }
+    known = [_expected(name, stretched(p)) for name, p in predicted.items() if p is not None]
+    return (_expected(FILE_BYTES, exact), *known)
+
+
+def peak_memory(model: ModelSpec, candidate: Candidate, hardware: HardwareProfile) -> Prediction | None:
+    """Peak memory of the process that runs the result: of the GPU where one is used, else resident memory."""
+    from planner.estimate.memory import peak_memory_bytes
+
+    return peak_memory_bytes(model, candidate.variant, candidate.placement, hardware)
+
+
+def stretched(prediction: Prediction) -> Prediction:
+    """The prediction with its 80 % interval widened to 95 %, each side in proportion to the value."""
+    if prediction.value <= 0 or prediction.low <= 0:
+        low = prediction.value - STRETCH * (prediction.value - prediction.low)
+        high = prediction.value + STRETCH * (prediction.high - prediction.value)
+    else:
+        low = prediction.value * (prediction.low / prediction.value) ** STRETCH
+        high = prediction.value * (prediction.high / prediction.value) ** STRETCH
+    return dataclasses.replace(prediction, low=low, high=high)
+
+
+def _expected(quantity: str, prediction: Prediction) -> Expectation:
+    return Expectation(
+        quantity=quantity,
+        predicted=prediction.value,
+        low=prediction.low,
+        high=prediction.high,
+        basis=prediction.basis,
+        source=prediction.source,
+    )
+
+
+def load_plan(path: Path) -> Plan:
+    """A plan from a file, unedited and of this version.
+
+    Raises:
+        InputError: the file is missing or no plan.
+        StalePlan: it was edited by hand, or is of another format version.
+    """
+    document = read_json(path)
+    if isinstance(document, dict):
+        version = str(document.get("format_version", ""))
+        if version and version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
+            raise StalePlan(
+                f"{path} has plan format {version}", numbers=f"this qplan reads {FORMAT_VERSION}", code="plan-version"
+            )
+    plan = decode(Plan, document, what=str(path))
+    if plan.content_sha256 != plan.computed_sha256():
+        raise StalePlan(
+            f"{path} was edited after it was written",
+            numbers=f"content_sha256 says {plan.content_sha256[:16]}, the content gives {plan.computed_sha256()[:16]}",
+            hint="make a new plan with `qplan plan` and the options you want",
+            code="plan-edited",
+        )
+    _check_steps(plan, path)
+    return plan
+
+
+def _check_steps(plan: Plan, path: Path) -> None:
+    """Names stay inside the output directory and steps refer to earlier ones: a plan may come from a stranger."""
+    known = {"model"}
+    for step in plan.steps:
+        for name in filter(None, (step.name, step.output, plan.artifact)):
+            if name != Path(name).name or name.startswith(".") or "\\" in name or "\0" in name:
+                raise InputError(f"{path} names a file outside the output directory: {name!r}", code="bad-plan")
+        if step.kind not in STEP_KINDS or step.source not in known or step.imatrix not in known | {None}:
+            raise InputError(f"{path} has a step that cannot be run: {step.name!r}", code="bad-plan")
+        known.add(step.name)
+    if not any(step.output == plan.artifact for step in plan.steps):
+        raise InputError(f"{path} makes no {plan.artifact!r}", code="bad-plan")
+
+
+def check_hardware(plan: Plan, here: HardwareProfile) -> None:
+    """Refuse a plan for another machine.
+
+    Raises:
+        StalePlan: with the fields that differ.
+    """
+    if plan.hardware.identity == here.identity():
+        return
+    now = encode(here.identity_fields())
+    differing = [
+        f"{name}: planned for {old!r}, here {now.get(name)!r}"
+        for name, old in plan.hardware.fields.items()
+        if old != now.get(name)
+    ]
+    raise StalePlan(
+        f"the plan is for another machine ({plan.hardware.name})",
+        numbers="\n".join(differing),
+        hint="plan again here with `qplan plan`",
+        code="other-machine",
+    )
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan as the JSON that is written: sorted keys, one per line, so that two plans diff well."""
+    return json.dumps(encode(plan), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,71 @@
+"""From a model's name and a workload to a decision for a machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from planner.core.errors import UsageError
+from planner.core.hardware import HardwareProfile
+from planner.core.model import ModelSpec
+from planner.core.workload import KV_TYPES, OBJECTIVES, Workload
+from planner.decide import Decision, decide
+from planner.workflow.survey import calibration_of, survey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recommendation:
+    """A decision with everything it rests on."""
+
+    model: ModelSpec
+    hardware: HardwareProfile
+    workload: Workload
+    decision: Decision
+    simulated: bool
+    """The machine is a profile, not this one."""
+
+
+def recommend(
+    model_text: str, workload: Workload, *, profile: str | None = None, output: Path | None = None
+) -> Recommendation:
+    """How to run a model best.
+
+    Args:
+        model_text: catalog name, checkpoint directory, GGUF file, hub id or bare size.
+        workload: what for.
+        profile: a captured machine to plan for instead of this one.
+        output: where the model would be written.
+
+    Raises:
+        UsageError: the workload asks for something that does not exist.
+        ModelNotFound: no model has this name.
+        InputError: the model's files are unreadable.
+    """
+    from planner import models
+
+    check_workload(workload)
+    model = models.resolve(model_text)
+    hardware = survey(profile, output=output)
+    decision = decide(model, hardware, workload, calibration_of(hardware))
+    return Recommendation(
+        model=model, hardware=hardware, workload=workload, decision=decision, simulated=profile is not None
+    )
+
+
+def check_workload(workload: Workload) -> None:
+    """Refuse values that no model can satisfy.
+
+    Raises:
+        UsageError: with the known values.
+    """
+    from planner import methods
+
+    if workload.objective not in OBJECTIVES:
+        raise UsageError(f"{workload.objective!r} is no objective", hint=f"one of {', '.join(OBJECTIVES)}")
+    if workload.kv_type is not None and workload.kv_type not in KV_TYPES:
+        raise UsageError(f"{workload.kv_type!r} is no KV cache type", hint=f"one of {', '.join(KV_TYPES)}")
+    for name, value in (("context", workload.context), ("concurrency", workload.concurrency)):
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1", numbers=f"got {value}")
+    for method in workload.methods or ():
+        methods.row(method)

@@ -1,0 +1,80 @@
+"""Which machine is planned for: this one, a captured profile, or a device of the table."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from planner.core.hardware import HardwareProfile
+from planner.core.measurement import Calibration, Measurement
+
+
+def survey(profile: str | None = None, *, output: Path | None = None, measure: bool = False) -> HardwareProfile:
+    """The captured machine ``profile`` (a name or a TOML file), or this machine.
+
+    Args:
+        profile: name in ``profiles/`` or a path; ``None`` is this machine.
+        output: where a model would be written, for the free disk space.
+        measure: measure the memory bandwidth (about a second) instead of using the last measurement.
+
+    Raises:
+        UsageError: no profile has this name.
+    """
+    from planner import probe
+
+    if profile is not None:
+        return probe.load_profile(profile)
+    return probe.probe(output=output, measure_bandwidth=measure)
+
+
+@lru_cache(maxsize=256)
+def simulated(device: str, count: int, backend: str | None) -> HardwareProfile:
+    """A machine around ``count`` devices of the device table, as published.
+
+    Raises:
+        UsageError: no device has this name.
+    """
+    from planner.core.devices import hardware_from_device
+
+    return hardware_from_device(device, count=count, backend=backend)
+
+
+@lru_cache(maxsize=64)
+def cached_survey(profile: str | None) -> HardwareProfile:
+    """:func:`survey` once per process, for batches."""
+    return survey(profile)
+
+
+def calibration_of(hardware: HardwareProfile) -> Calibration | None:
+    """What the store holds for this machine, ``None`` if nothing was ever measured on it."""
+    from planner.store import read_calibration
+
+    return read_calibration(hardware.identity())
+
+
+def save_profile(hardware: HardwareProfile, path: Path) -> Path:
+    """Write a machine as a profile that ``--profile`` reads.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    from planner import probe
+
+    return probe.save_profile(hardware, path)
+
+
+def profiles() -> tuple[tuple[str, HardwareProfile], ...]:
+    """All captured machines by name."""
+    from planner import probe
+
+    return tuple((name, probe.load_profile(name)) for name in probe.profile_names())
+
+
+def measurements(*, all_machines: bool = False) -> tuple[Measurement, ...]:
+    """What the store holds for this machine, or for all, oldest first."""
+    from planner.store import Store, default_path
+
+    if not default_path().exists():
+        return ()
+    with Store() as store:
+        return store.list() if all_machines else store.list(hardware_identity=survey().identity())

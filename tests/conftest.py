@@ -1,0 +1,46 @@
+"""Fixtures that tests share: a store of their own, the demo checkpoint, the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from planner.core.data import data_path
+
+Qplan = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes what the user measured."""
+    monkeypatch.setenv("QPLAN_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint() -> Path:
+    """The trained model that comes with qplan."""
+    return data_path("demo/model")
+
+
+@pytest.fixture
+def qplan() -> Qplan:
+    """Run the command line in a process of its own."""
+
+    def run(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "planner.cli", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **environment},
+            timeout=600,
+            check=False,
+        )
+
+    return run
