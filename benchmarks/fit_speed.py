@@ -10,7 +10,6 @@ prior in log space around its parent, so a generation with few rows stays near i
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import sys
 from pathlib import Path
@@ -20,10 +19,10 @@ from scipy.optimize import least_squares
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from speed_rows import Rows, load_rows  # noqa: E402
-from speed_fits import FITS, Fit  # noqa: E402
+from speed_fits import FITS, Fit
+from speed_rows import Rows, load_rows
 
-from planner.core.data import data_path  # noqa: E402
+from planner.core.data import data_path
 
 FOLDS, SEED = 10, 0
 
@@ -79,7 +78,9 @@ def cross_validate(fit: Fit, rows: Rows) -> np.ndarray:
         train = Model(fit, rows.take(~test))
         theta = train.solve()
         probe = Model(fit, rows.take(test))
-        merged = np.array([theta[train.names[n]] if n in train.names else probe.mean[i] for n, i in probe.names.items()])
+        merged = np.array(
+            [theta[train.names[n]] if n in train.names else probe.mean[i] for n, i in probe.names.items()]
+        )
         out[test] = probe.log_seconds(merged, False) - probe.target
     return out
 
@@ -87,7 +88,12 @@ def cross_validate(fit: Fit, rows: Rows) -> np.ndarray:
 def errors(r: np.ndarray) -> dict[str, float]:
     """Error of the predicted rate: |predicted / measured - 1|."""
     e = np.abs(np.exp(-r) - 1)
-    return {"rows": len(r), "median": float(np.median(e)), "mape": float(e.mean()), "within_20": float((e <= 0.2).mean())}
+    return {
+        "rows": len(r),
+        "median": float(np.median(e)),
+        "mape": float(e.mean()),
+        "within_20": float((e <= 0.2).mean()),
+    }
 
 
 def quantiles(r: np.ndarray) -> tuple[float, float]:
@@ -137,13 +143,12 @@ def strata(fit: Fit, rows: Rows, r: np.ndarray) -> dict[str, tuple[float, float,
     return table
 
 
-def coverage(table: dict[str, tuple[float, float, int]], rows: Rows, r: np.ndarray) -> float:
-    use = rows.core if rows.core.sum() > 40 else np.ones(len(rows), bool)
-    low, high = np.array([table.get(s, table["all"])[:2] for s in rows.strata]).T
-    return float(((r >= low) & (r <= high))[use].mean())
+def inflated(rows: Rows, r: np.ndarray) -> float:
+    """Factor on the interval's width with which held-out devices are covered four times in five."""
+    return next((f for f in np.arange(1.0, 3.0, 0.05) if held_out_coverage(rows, r, float(f)) >= 0.8), 3.0)
 
 
-def held_out_coverage(rows: Rows, r: np.ndarray) -> float:
+def held_out_coverage(rows: Rows, r: np.ndarray, factor: float) -> float:
     """Coverage when each device's quantiles come from the other devices' residuals."""
     use = rows.core if rows.core.sum() > 40 else np.ones(len(rows), bool)
     inside = []
@@ -153,7 +158,7 @@ def held_out_coverage(rows: Rows, r: np.ndarray) -> float:
         table = strata(None, rows.take(rest), r[rest])
         for i in np.flatnonzero(mine):
             low, high, _ = table.get(rows.strata[i], table["all"])
-            inside.append(low <= r[i] <= high)
+            inside.append(low * factor <= r[i] <= high * factor)
     return float(np.mean(inside))
 
 
@@ -169,7 +174,7 @@ def print_table(fit: Fit, rows: Rows, r: np.ndarray, out_of_device: float) -> No
                 f"  {label:28s} n={e['rows']:4d}  median {e['median']:6.1%}  MAPE {e['mape']:6.1%}"
                 f"  within 20 %: {e['within_20']:6.1%}  bias {np.median(r[mask]):+.3f}"
             )
-    print(f"  80 % interval covers {out_of_device:.1%} of held-out rows")
+    print(f"  80 % interval covers {out_of_device:.1%} of the core rows of held-out devices")
 
 
 def toml_table(name: str, values: dict[str, float | int | str]) -> list[str]:
@@ -185,7 +190,8 @@ def run(fit: Fit, all_rows: Rows) -> list[str]:
     r = cross_validate(fit, rows)
     judged = rows.eligible
     rows_j, r_j = rows.take(judged), r[judged]
-    outside = held_out_coverage(rows_j, r_j)
+    factor = inflated(rows_j, r_j)
+    outside = held_out_coverage(rows_j, r_j, factor)
     print_table(fit, rows_j, r_j, outside)
     model = Model(fit, rows)
     theta = model.solve()
@@ -193,16 +199,18 @@ def run(fit: Fit, all_rows: Rows) -> list[str]:
     lines = toml_table(f"{fit.name}.factors", factors)
     table = strata(fit, rows_j, r_j)
     for label, (low, high, count) in table.items():
-        lines += toml_table(f"{fit.name}.interval.{label}", {"low": low, "high": high, "rows": count})
+        lines += toml_table(f"{fit.name}.interval.{label}", {"low": low * factor, "high": high * factor, "rows": count})
     if fit.offsets:
-        fitted = model.target - model.log_seconds(theta, False)
+        fitted = model.target - model.log_seconds(theta, True)  # an old build is no property of the device
         offsets, after = device_offsets(rows, -fitted)
         _, known = device_offsets(rows_j, r_j)
         known = known[~np.isnan(known)]
         if len(known) >= 20:
             low, high = quantiles(known)
             e = errors(known)
-            print(f"  device known, model new: n={len(known)} median {e['median']:.1%} within 20 %: {e['within_20']:.1%}")
+            print(
+                f"  device known, model new: n={len(known)} median {e['median']:.1%} within 20 %: {e['within_20']:.1%}"
+            )
             lines += toml_table(f"{fit.name}.interval.known-device", {"low": low, "high": high, "rows": len(known)})
         lines += toml_table(f"{fit.name}.devices", {k: float(np.exp(v)) for k, v in offsets.items()})
         spread = published_spread(rows_j, r_j)

@@ -51,7 +51,9 @@ def _gpu(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     return [
         r
         for r in rows
-        if r["method"] == "gguf" and r["stratum"] not in ("cpu", "partial", "gpu_quant") and r["backend"] in GPU_BACKENDS
+        if r["method"] == "gguf"
+        and r["stratum"] not in ("cpu", "partial", "gpu_quant")
+        and r["backend"] in GPU_BACKENDS
     ]
 
 
@@ -68,7 +70,9 @@ def _gpu_decode(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
 
 def _gpu_always(extra: tuple[str, ...]) -> Callable[[], list[str]]:
     def names() -> list[str]:
-        return [f"{e}.{c}" for e in extra for c in (CLOCK_GHZ if "chip" in e else TYPES if "type" in e else GPU_BACKENDS)]
+        return [
+            f"{e}.{c}" for e in extra for c in (CLOCK_GHZ if "chip" in e else TYPES if "type" in e else GPU_BACKENDS)
+        ]
 
     return names
 
@@ -128,11 +132,15 @@ GPU_DECODE = Fit(
 
 
 def _gpu_prefill_rows(rows: list[dict[str, object]]) -> Rows:
-    long = [r for r in _gpu(rows) if r["prefill_tokens_per_second"] and r["prompt"] == r["prompt"] and r["prompt"] >= 64]
+    long = [
+        r for r in _gpu(rows) if r["prefill_tokens_per_second"] and r["prompt"] == r["prompt"] and r["prompt"] >= 64
+    ]
     made = make_rows([r for r in long if r["compute"]], "prefill_tokens_per_second")
     x = made.x
     # llama-bench of the gpt-oss and DGX Spark tables ran with micro-batches of 2048, the others with the default
-    wide = np.array([(t == 2048) & ("15396" in s or "dgx-spark" in s) for t, s in zip(x["tokens"], made.sources, strict=True)])
+    wide = np.array(
+        [(t == 2048) & ("15396" in s or "dgx-spark" in s) for t, s in zip(x["tokens"], made.sources, strict=True)]
+    )
     ubatch = np.where(wide, 2048, 512)
     x["passes"] = np.ceil(x["tokens"] / ubatch)
     share = np.minimum(x["params"] / x["total_params"], 0.99)
@@ -278,7 +286,7 @@ _CPU_PRIORS: Prior = {
     r"matmul\.dotprod": (1.5e10, 0.5),
     r"matmul\.x86": (3e9, 0.5),
     r"matmul\..*": (3e9, 0.5),
-    r"nuisance\.kind\.ik_llama\.cpp": (0.85, 0.3),
+    r"nuisance\.kind\.ik_llama\.cpp": (0.7, 0.3),
     **NUISANCE,
 }
 
@@ -287,6 +295,7 @@ CPU_DECODE = Fit(
     select=lambda rows: _cpu(rows, "decode_tokens_per_second"),
     roles=lambda case: {k: v for k, v in speed_terms.cpu_roles(case).items() if k != "matmul"},
     seconds=_cpu_decode,
+    offsets=True,
     always=lambda: [n for n in _cpu_always() if not n.startswith("matmul")],
     priors=_CPU_PRIORS,
 )
@@ -306,7 +315,11 @@ METHODS = ("awq", "gptq", "none", "bitsandbytes", "exl2", "fp8")
 
 
 def _serving(rows: list[dict[str, object]], rate: str) -> Rows:
-    chosen = [r for r in rows if r["stratum"] == "gpu_quant" and r[rate] and r["method"] in METHODS and r["runtime"] in RUNTIMES]
+    chosen = [
+        r
+        for r in rows
+        if r["stratum"] == "gpu_quant" and r[rate] and r["method"] in METHODS and r["runtime"] in RUNTIMES
+    ]
     return make_rows(chosen, rate)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from planner.core.data import read_table
 from planner.core.devices import hardware_from_device
 from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class, is_ultra
+from planner.estimate.speed_model import stratum
 from planner.estimate.speed_terms import Case, type_class
 
 HYBRID = re.compile(r"qwen3\.[5-9]|qwen3-next|nemotron|lfm2|falcon-h1")
@@ -94,6 +95,7 @@ def _parse(row: dict[str, str]) -> dict[str, object]:
         "compute": (compute_rate(gpu, chip) if gpu else None),
         "matrix": gpu.fp16_flops_per_second if gpu else None,
         "threads_used": threads if threads == threads else float(hardware.cpu.inference_threads()),
+        "all_threads": float(hardware.cpu.inference_threads()),
         "prompt": prompt,
         "deep": depth,
         "width": (params / 12 / layers) ** 0.5,  # hidden size of a Llama-shaped model: 12 * n_embd**2 per layer
@@ -137,7 +139,8 @@ def make_rows(chosen: list[dict[str, object]], rate: str) -> Rows:
         "bandwidth": column("bandwidth"),
         "compute": column("compute"),
         "matrix": column("matrix"),
-        "threads": column("threads_used"),
+        # the tables with a threads column give it for decode; their prompts ran on all cores
+        "threads": column("threads_used" if rate.startswith("decode") else "all_threads"),
         "tokens": column("prompt"),
         "kv_bytes": column("kv_bytes_per_token") * np.minimum(column("deep"), 60000),
         "depth": column("depth"),
@@ -145,7 +148,7 @@ def make_rows(chosen: list[dict[str, object]], rate: str) -> Rows:
         "moe": moe,
     }
     text = lambda name: [str(r[name]) for r in chosen]  # noqa: E731
-    strata = [stratum_of(r["case"]) for r in chosen]
+    strata = [stratum(r["case"]) for r in chosen]
     return Rows(
         seconds=1 / column(rate),
         weights=_cluster_weights(chosen),
@@ -161,9 +164,3 @@ def make_rows(chosen: list[dict[str, object]], rate: str) -> Rows:
         nuisances=[r["nuisances"] for r in chosen],
         x=x,
     )
-
-
-def stratum_of(case: Case) -> str:
-    from planner.estimate.speed_model import stratum
-
-    return stratum(case)

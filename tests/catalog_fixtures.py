@@ -71,7 +71,8 @@ def hyperparameters(spec: ModelSpec) -> dict[str, Any]:
     values["attention.sliding_window"] = windows.pop() if windows else 0
     if spec.mixture is not None:
         values |= _mixture_values(spec, shapes)
-    return values | _SPECIAL.get(spec.architecture, lambda *_: {})(spec, shapes)
+    special = _SPECIAL.get(spec.architecture)
+    return values | special(spec, shapes) if special else values
 
 
 def _mixture_values(spec: ModelSpec, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -141,7 +142,8 @@ def _recurrent(spec: ModelSpec, shapes: Shapes) -> dict[str, Any]:
     else:
         state = norm[0]
         groups = (conv[1] - out[0]) // (2 * state)
-        extra = {"attention.recurrent_layers": recurrent, "rope.dimension_count": 64}
+        extra = {"full_attention_interval": 1 + recurrent.index(False), "rope.dimension_count": 64}
+        extra["rope.dimension_sections"] = [11, 11, 10, 0]
     return extra | {
         "ssm.conv_kernel": conv[0],
         "ssm.inner_size": out[0],
@@ -159,6 +161,8 @@ _SPECIAL: dict[str, Callable[[ModelSpec, Shapes], dict[str, Any]]] = {
     "gemma3n": _gemma3n,
     "granitehybrid": _recurrent,
     "qwen3next": _recurrent,
+    "qwen35": _recurrent,
+    "qwen35moe": _recurrent,
     "chatglm": lambda *_: {"rope.dimension_count": 64},
     "glm4": lambda *_: {"rope.dimension_count": 64},
     "glm4moe": lambda *_: {"rope.dimension_count": 64},

@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 
 from planner.models import catalog
-from catalog_fixtures import load_errors, write_stub
+from tests.catalog_fixtures import load_errors, write_stub
 
 pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("name", catalog.names())

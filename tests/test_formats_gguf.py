@@ -3,13 +3,13 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from formats_builders import GGUF_KINDS, gguf_bytes, gguf_llama, gguf_text, write_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.core.errors import InputError
 from planner.formats.ggml import row_bytes, tensor_bytes, type_names, type_traits
 from planner.formats.gguf import ArrayInfo, ShortPrefix, open_gguf, parse_header, read_array, read_header
+from tests.formats_builders import GGUF_KINDS, gguf_bytes, gguf_llama, gguf_text, write_gguf
 
 METADATA, TENSORS = gguf_llama(vocab=64)
 VALID = gguf_bytes(METADATA, TENSORS)

@@ -5,12 +5,18 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from formats_builders import safetensors_bytes, safetensors_header, write_checkpoint, write_safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from planner.core.errors import InputError
-from planner.formats.safetensors import open_checkpoint, parse_header, read_header, read_tensor_bytes
+from planner.formats.safetensors import (
+    choose_weight_files,
+    open_checkpoint,
+    parse_header,
+    read_header,
+    read_tensor_bytes,
+)
+from tests.formats_builders import safetensors_bytes, safetensors_header, write_checkpoint, write_safetensors
 
 TENSORS = {"a.weight": ("BF16", (3, 4)), "empty": ("F32", (0, 5)), "scalar": ("F32", ()), "b.weight": ("F16", (2, 2))}
 ENTRIES, DATA_BYTES = safetensors_header(TENSORS, {"format": "pt"})
@@ -205,6 +211,12 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "model-00001-of-00002.safetensors", {"w": ("F32", (2,))})
     write_safetensors(tmp_path / "model-00002-of-00002.safetensors", {"w": ("F32", (2,))})
     assert refused(tmp_path).code == "bad-index"
+
+
+def test_only_top_level_files_are_weights_of_a_repository() -> None:
+    names = ["original/consolidated.safetensors", "model-00001-of-00001.safetensors", "onnx/model.safetensors", "a.bin"]
+    assert choose_weight_files(names) == ("model-00001-of-00001.safetensors",)
+    assert choose_weight_files(["onnx/model.safetensors"]) == ()
 
 
 def test_consolidated_copies_and_adapters_are_left_out(tmp_path: Path) -> None:

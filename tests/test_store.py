@@ -60,10 +60,16 @@ def test_measurements_come_back_as_they_were(file: Path) -> None:
 floats = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@given(value=floats, samples=st.lists(floats, max_size=4), text=st.text(), imatrix=st.booleans(), threads=st.none())
+@given(
+    value=floats,
+    samples=st.lists(floats, max_size=4),
+    text=st.text(),
+    imatrix=st.booleans(),
+    threads=st.none() | st.integers(1, 256),
+)
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_any_value_survives(
-    file: Path, value: float, samples: list[float], text: str, imatrix: bool, threads: None
+    file: Path, value: float, samples: list[float], text: str, imatrix: bool, threads: int | None
 ) -> None:
     one = measurement(
         value=value,

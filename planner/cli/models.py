@@ -28,7 +28,9 @@ def command(name: str | None, as_json: bool) -> int:
                 rows.add_row(key, str(value))
             console().print(rows)
         return Exit.DONE
-    entries = models.catalog_entries()
+    from planner.models import catalog
+
+    entries = catalog.entries()
     if as_json:
         from planner.core.codec import encode
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from planner.convert.pieces import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Piece, looks_special
+from planner.convert.special import dicts
 from planner.core.errors import InputError, UnsupportedArchitecture
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -41,7 +42,8 @@ def merge_pairs(tokenizer: Mapping[str, Any]) -> list[tuple[str, str]]:
     """
     model, _ = _model(tokenizer)
     pairs = []
-    for merge in model.get("merges") or []:
+    merges = model.get("merges")
+    for merge in merges if isinstance(merges, list) else ():
         parts = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
             raise _bad("a merge is not a pair", repr(merge))
@@ -93,7 +95,8 @@ def _all_added(tokenizer: Mapping[str, Any], stated: Mapping[str, Any]) -> list[
     for key, token in decoder.items() if isinstance(decoder, dict) else ():
         if key.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str):
             found[int(key)] = (token["content"], bool(token.get("special")))
-    for token in tokenizer.get("added_tokens") or []:
+    added = tokenizer.get("added_tokens") or []
+    for token in added if isinstance(added, list) else [added]:
         if not isinstance(token, dict) or not isinstance(token.get("id"), int):
             raise _bad("an added token has no id", repr(token))
         found[token["id"]] = (str(token.get("content")), bool(token.get("special")))
@@ -105,7 +108,7 @@ def _steps(step: object, inner: str) -> list[dict[str, Any]]:
     if not isinstance(step, dict):
         return []
     if step.get("type") == "Sequence":
-        return [part for part in step.get(inner) or [] if isinstance(part, dict)]
+        return dicts(step.get(inner))
     return [step]
 
 

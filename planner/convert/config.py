@@ -47,10 +47,16 @@ class Config:
         Raises:
             InputError: absent or no number (``bad-config``).
         """
-        value = self.values.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise bad_value(name, value, "a number")
-        return float(value)
+        return checked_number(name, self.values.get(name))
+
+    def rope_number(self, name: str, default: float | None = None) -> float:
+        """The rotary setting ``name``.
+
+        Raises:
+            InputError: no number, or absent without a ``default`` (``bad-config``).
+        """
+        value = self.rope.get(name)
+        return checked_number(f"rope_parameters.{name}", default if value is None else value)
 
     @property
     def head_dim(self) -> int:
@@ -58,6 +64,18 @@ class Config:
         if self.get("head_dim") is not None:
             return self.integer("head_dim")
         return self.integer("hidden_size") // self.integer("num_attention_heads")
+
+
+def checked_number(name: str, value: object) -> float:
+    """``value`` as a number that fits in 32 bits.
+
+    Raises:
+        InputError: it is none (``bad-config``).
+    """
+    # beyond 1e38 a float32 is infinite; GGUF stores these as float32
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e38:
+        raise bad_value(name, value, "a number")
+    return float(value)
 
 
 def bad_value(name: str, value: object, wanted: str) -> InputError:
@@ -84,8 +102,10 @@ def make_config(model_type: str, config: Mapping[str, Any], defaults: Mapping[st
     stored = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(stored, dict):
         raise bad_value("rope_parameters", stored, "an object")
-    full = dict(stored.get("full_attention") or stored)
-    sliding = stored.get("sliding_attention") or {}
+    full, sliding = stored.get("full_attention") or stored, stored.get("sliding_attention") or {}
+    if not isinstance(full, dict) or not isinstance(sliding, dict):
+        raise bad_value("rope_parameters", stored, "an object")
+    full = dict(full)
     full.setdefault("rope_type", full.get("type"))
     for key, names in (("rope_theta", _THETA_KEYS), ("local", _LOCAL_THETA_KEYS)):
         found = next((values[name] for name in names if values.get(name) is not None), None)
@@ -101,5 +121,5 @@ def make_config(model_type: str, config: Mapping[str, Any], defaults: Mapping[st
         model_type=model_type,
         values=values,
         rope={key: value for key, value in full.items() if value is not None},
-        rope_theta_sliding=float(theta) if theta is not None else None,
+        rope_theta_sliding=checked_number("rope_theta", theta) if theta is not None else None,
     )

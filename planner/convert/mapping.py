@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from planner.convert.config import Config
-from planner.convert.families import MODEL_RULES, Family, Rule, dimensions, expert_count, find_family
+from planner.convert.families import Family, find_family
 from planner.convert.rows import FLOAT_DTYPES, NamedTensor, RowSlice
+from planner.convert.rules import MODEL_RULES, Rule, dimensions, expert_count
 from planner.core.errors import InputError, UnsupportedArchitecture
 from planner.formats.safetensors import Checkpoint, StoredTensor
 

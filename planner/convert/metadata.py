@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from planner.convert.config import Config
+from planner.convert.config import MAX_DIMENSION, Config
 from planner.convert.families import Family
 from planner.convert.keyvalue import KeyValue, merge, string, u32
 from planner.convert.rows import NamedTensor
+from planner.convert.special import optional_object
 from planner.convert.vocab import Vocabulary
 from planner.core.errors import InputError
 
@@ -75,10 +76,8 @@ def general(directory: Path, counts: tuple[int, int, int, int], model_name: str)
         raise InputError(
             "README.md has malformed front matter", numbers=str(error)[:200], code="bad-model-card"
         ) from None
-    sampling = gguf.Metadata.load_generation_config(directory)
-    for name, key in _SAMPLING:
-        if sampling.get(name) is not None:
-            setattr(found, key, sampling[name])
+    for key, value in _sampling(directory):
+        setattr(found, key, value)
     if found.name is None:
         found.name = model_name
     if found.size_label is None and counts[0] > 0:
@@ -88,21 +87,37 @@ def general(directory: Path, counts: tuple[int, int, int, int], model_name: str)
     return [_plain(key, value, gguf.GGUFValueType) for key, value in writer.kv_data[0].items()]
 
 
-_SAMPLING = (
-    ("sequence", "sampling_sequence"),
-    ("top_k", "sampling_top_k"),
-    ("top_p", "sampling_top_p"),
-    ("min_p", "sampling_min_p"),
-    ("xtc_probability", "sampling_xtc_probability"),
-    ("xtc_threshold", "sampling_xtc_threshold"),
-    ("temperature", "sampling_temp"),
-    ("penalty_last_n", "sampling_penalty_last_n"),
-    ("repetition_penalty", "sampling_penalty_repeat"),
-    ("penalty_repeat", "sampling_penalty_repeat"),
-    ("mirostat", "sampling_mirostat"),
-    ("mirostat_tau", "sampling_mirostat_tau"),
-    ("mirostat_eta", "sampling_mirostat_eta"),
+_SAMPLING: tuple[tuple[str, str, type], ...] = (
+    ("sequence", "sampling_sequence", str),
+    ("top_k", "sampling_top_k", int),
+    ("top_p", "sampling_top_p", float),
+    ("min_p", "sampling_min_p", float),
+    ("xtc_probability", "sampling_xtc_probability", float),
+    ("xtc_threshold", "sampling_xtc_threshold", float),
+    ("temperature", "sampling_temp", float),
+    ("penalty_last_n", "sampling_penalty_last_n", int),
+    ("repetition_penalty", "sampling_penalty_repeat", float),
+    ("penalty_repeat", "sampling_penalty_repeat", float),
+    ("mirostat", "sampling_mirostat", int),
+    ("mirostat_tau", "sampling_mirostat_tau", float),
+    ("mirostat_eta", "sampling_mirostat_eta", float),
 )
+
+
+def _sampling(directory: Path) -> list[tuple[str, Any]]:
+    """Recommended sampling of generation_config.json; values of a wrong kind are left out, as advice may be."""
+    stated = optional_object(directory / "generation_config.json") or {}
+    found: list[tuple[str, Any]] = []
+    for name, key, kind in _SAMPLING:
+        value = stated.get(name)
+        if kind is str and isinstance(value, str):
+            found.append((key, value))
+        elif kind is not str and isinstance(value, int | float) and not isinstance(value, bool):
+            if abs(value) < MAX_DIMENSION and (kind is float or value == int(value)):
+                found.append((key, kind(value)))
+    return found
+
+
 _KINDS = {"UINT32": "u32", "INT32": "i32", "FLOAT32": "f32", "BOOL": "bool", "STRING": "string", "ARRAY": "array"}
 
 

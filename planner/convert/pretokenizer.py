@@ -25,7 +25,8 @@ def signature(step: object, depth: int = 0) -> str:
         return "unreadable"
     kind = step.get("type")
     if kind == "Sequence":
-        return " + ".join(signature(part, depth + 1) for part in step.get("pretokenizers") or [])
+        inner = step.get("pretokenizers")
+        return " + ".join(signature(part, depth + 1) for part in (inner if isinstance(inner, list) else [inner]))
     if kind == "ByteLevel":
         # use_regex was added in tokenizers 0.12 and is on where it is not mentioned
         words = ["regex"] * bool(step.get("use_regex", True)) + ["prefix"] * bool(step.get("add_prefix_space", True))

@@ -51,6 +51,11 @@ def optional_object(path: Path) -> dict[str, Any] | None:
     return read_object(path) if path.is_file() else None
 
 
+def dicts(value: object) -> list[dict[str, Any]]:
+    """The objects of a JSON list; nothing where it is no list."""
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
 def _text(entry: object) -> str | None:
     """A token as tokenizer_config.json gives it: a string, or an object with its content."""
     if isinstance(entry, dict):
@@ -88,9 +93,9 @@ def _ids(
     tokenizer: dict[str, Any] | None, settings: _Settings, config: Mapping[str, Any], vocab_size: int
 ) -> dict[str, int]:
     by_text: dict[str, int] = {}
-    for token in (tokenizer or {}).get("added_tokens") or []:
-        if isinstance(token, dict) and isinstance(token.get("id"), int):
-            by_text.setdefault(token.get("content", ""), token["id"])
+    for token in dicts((tokenizer or {}).get("added_tokens")):
+        if isinstance(token.get("id"), int) and isinstance(token.get("content"), str):
+            by_text.setdefault(token["content"], token["id"])
     found: dict[str, int] = {}
     nested = config.get("text_config")
     for kind in settings.kinds:
@@ -117,7 +122,7 @@ def _read_post_processor(tokenizer: dict[str, Any], settings: _Settings, stated:
     post = tokenizer.get("post_processor")
     if not isinstance(post, dict):
         return
-    for processor in post.get("processors") or [post]:
+    for processor in dicts(post.get("processors") or [post]):
         kind = processor.get("type")
         if kind == "ByteLevel":
             settings.adds.setdefault("bos", False)
@@ -128,14 +133,15 @@ def _read_post_processor(tokenizer: dict[str, Any], settings: _Settings, stated:
             _read_template(processor, settings, stated)
 
 
-def _special(part: object) -> str | None:
-    entry = part.get("SpecialToken") if isinstance(part, dict) else None
-    return entry.get("id") if isinstance(entry, dict) else None
+def _special(part: dict[str, Any]) -> str | None:
+    entry = part.get("SpecialToken")
+    text = entry.get("id") if isinstance(entry, dict) else None
+    return text if isinstance(text, str) else None
 
 
 def _read_template(processor: dict[str, Any], settings: _Settings, stated: bool) -> None:
     """Whether BOS, EOS and SEP are added, from a ``TemplateProcessing``; simple templates only."""
-    single, pair = processor.get("single") or [], processor.get("pair") or []
+    single, pair = dicts(processor.get("single")), dicts(processor.get("pair"))
     texts, first, last = settings.texts, None, None
     if len(single) > 1:
         first, last = _special(single[0]), _special(single[-1])

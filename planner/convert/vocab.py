@@ -14,7 +14,7 @@ from planner.convert.keyvalue import KeyValue, array, flag, string, u32
 from planner.convert.pieces import CONTROL, UNKNOWN, UNUSED, USER_DEFINED, Piece, looks_special
 from planner.convert.pretokenizer import pre_tokenizer_name
 from planner.convert.sentencepiece import UNIGRAM, SentencePieceModel, read_sentencepiece
-from planner.convert.special import optional_object, special_tokens
+from planner.convert.special import dicts, optional_object, special_tokens
 from planner.core.errors import InputError
 
 _PADDING_SCORE, _ADDED_SCORE = -10000.0, -1000.0
@@ -71,7 +71,8 @@ def _is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
 
 def _prefix_entry(family: Family, stated: Mapping[str, Any]) -> list[KeyValue]:
     value = stated.get("add_prefix_space")
-    return [flag("tokenizer.ggml.add_space_prefix", value)] if family.writes_space_prefix and value is not None else []
+    wanted = family.writes_space_prefix and isinstance(value, bool)
+    return [flag("tokenizer.ggml.add_space_prefix", bool(value))] if wanted else []
 
 
 def _padded(pieces: dict[int, Piece], size: int) -> list[Piece]:
@@ -169,8 +170,8 @@ def _added_tokens(
             if key.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str):
                 found.append((int(key), token["content"], bool(token.get("special"))))
         return found
-    for token in (tokenizer or {}).get("added_tokens") or []:
-        if isinstance(token, dict) and isinstance(token.get("id"), int) and token["id"] >= piece_count:
+    for token in dicts((tokenizer or {}).get("added_tokens")):
+        if isinstance(token.get("id"), int) and token["id"] >= piece_count:
             found.append((token["id"], str(token.get("content")), bool(token.get("special"))))
     return found
 
@@ -187,8 +188,8 @@ def _from_byte_level(
     directory: Path, tokenizer: dict[str, Any], config: Config, family: Family, stated: Mapping[str, Any]
 ) -> Vocabulary:
     size = config.integer("vocab_size")
-    pre = pre_tokenizer_name(tokenizer, config.model_type)
     pieces, beyond = byte_level_pieces(tokenizer, stated, size)
+    pre = pre_tokenizer_name(tokenizer, config.model_type)
     entries = _prefix_entry(family, stated) + _entries("gpt2", pre, _padded(pieces, size), scores=False)
     entries.append(array("tokenizer.ggml.merges", merge_lines(tokenizer)))
     entries += special_tokens(directory, config.values, vocab_size=size)

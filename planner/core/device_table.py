@@ -125,7 +125,8 @@ _WORD = re.compile(r"[a-z0-9]+")
 _SIZE = re.compile(r"\b(\d+) ?g(?:i?b)\b")
 _GPU_CORES = re.compile(r"\b(\d+)(?:c gpu|[- ]core gpu)")
 _CPU_CORES = re.compile(r"\b\w+-core\b(?! gpu)")
-_CLOCK = re.compile(r"@ ?[\d.]+ ?[gm]hz")
+# Numbers that are no part of the name: a clock, and the revision of a board ("Raspberry Pi 4 Model B Rev 1.5").
+_CLOCK = re.compile(r"@ ?[\d.]+ ?[gm]hz|\brev [\d.]+")
 _FORM = re.compile(r"\b(sxm\d?|pcie|nvl)\b")
 # A nominal 24 GB card with ECC on reports 22.5 GiB (6 % less); 12 GB against 10 GB is 17 % less.
 _SIZE_TOLERANCE = 0.1

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from math import prod
+
+
+@cache
+def layer_of(name: str) -> int | None:
+    """Block index of a GGUF tensor name; cached, as every estimate asks for every tensor's."""
+    return int(name.split(".", 2)[1]) if name.startswith("blk.") else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +34,7 @@ class Tensor:
     @property
     def layer(self) -> int | None:
         """Block index ``i`` of a ``blk.i.`` tensor; ``None`` outside the blocks."""
-        return int(self.name.split(".", 2)[1]) if self.name.startswith("blk.") else None
+        return layer_of(self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from planner.core.candidate import Placement, Variant
-from planner.core.codec import content_sha256
+from planner.core.codec import content_sha256, decode, encode
 from planner.core.estimates import Estimate
 from planner.core.hardware import STRICT
 from planner.core.workload import Workload
@@ -122,8 +122,9 @@ class Plan:
     """SHA-256 of the canonical JSON of all other fields."""
 
     def sealed(self) -> Plan:
-        """This plan with its ``content_sha256``."""
-        return dataclasses.replace(self, content_sha256=self.computed_sha256())
+        """This plan as it reads back from a file (whole numbers become floats), with its ``content_sha256``."""
+        settled = decode(Plan, encode(self), what="the plan")
+        return dataclasses.replace(settled, content_sha256=settled.computed_sha256())
 
     def computed_sha256(self) -> str:
         """The hash the content has now."""

@@ -37,5 +37,5 @@ def decide(
     trace = rules.trace(ranked, spoken, hardware, workload)
     if not ranked:
         return Decision(chosen=None, alternatives=(), rejected=rejected + refused, trace=trace)
-    explained = explain.with_reasons(ranked, model, hardware, workload)
+    explained = explain.with_reasons(ranked, model, workload)
     return Decision(chosen=explained[0], alternatives=explained[1:], rejected=rejected + refused, trace=trace)

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 from planner import methods
 from planner.core.candidate import Candidate, Placement, Rejection, Variant
-from planner.core.estimates import DeviceMemory, Estimate, MemoryEstimate
+from planner.core.estimates import Estimate, MemoryEstimate
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import Calibration
 from planner.core.model import ModelSpec
 from planner.core.workload import Workload
 from planner.estimate import estimate
 from planner.estimate.memory import memory
-from planner.estimate.placement import most_gpu_layers
+from planner.estimate.placement import most_gpu_layers, shortage
 
 Found = Candidate | Rejection
 
@@ -113,18 +113,6 @@ def _whole_gpu(model: ModelSpec, base: Placement, hardware: HardwareProfile) -> 
         count *= 2
 
 
-def shortage(used: MemoryEstimate, margin_fraction: float) -> DeviceMemory | None:
-    """The device that lacks most for ``used`` plus the margin; ``None`` if it fits everywhere."""
-    lacking = [device for device in (*used.devices, used.host) if _lack(device, margin_fraction) > 0]
-    return max(lacking, key=lambda device: _lack(device, margin_fraction), default=None)
-
-
-def _lack(device: DeviceMemory, margin_fraction: float) -> float:
-    if device.capacity_bytes is None:
-        return 0.0
-    return device.total_bytes - device.capacity_bytes * (1 - margin_fraction)
-
-
 def _within_limits(variant: Variant, placement: Placement, made: Estimate, workload: Workload) -> Found:
     decode = made.speed.decode
     least = workload.min_decode_tokens_per_second
@@ -143,20 +131,18 @@ def _within_limits(variant: Variant, placement: Placement, made: Estimate, workl
 
 def _does_not_fit(variant: Variant, tried: list[tuple[Placement, MemoryEstimate]], workload: Workload) -> Rejection:
     """The rejection with the numbers of the attempt that lacked least."""
-    margin = workload.memory_margin_fraction
-    worst = [device for _, used in tried if (device := shortage(used, margin)) is not None]
-    if not worst:
+    lacks = [lack for _, used in tried if (lack := shortage(used, workload.memory_margin_fraction)) is not None]
+    if not lacks:
         return Rejection(
             method=variant.method, type=variant.type, reason="no placement is possible", rule="no-placement"
         )
-    device = min(worst, key=lambda device: _lack(device, margin))
-    available = round((device.capacity_bytes or 0) * (1 - margin))
+    least = min(lacks, key=lambda lack: lack.lacking_bytes)
     return Rejection(
         method=variant.method,
         type=variant.type,
-        reason=f"does not fit on {device.name} with {workload.context} tokens of context",
-        needed=device.total_bytes,
-        available=available,
+        reason=f"does not fit on {least.device} with {workload.context} tokens of context",
+        needed=least.needed_bytes,
+        available=least.available_bytes,
         unit="bytes",
         rule="memory",
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 from planner.core.candidate import Candidate
-from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec
 from planner.core.units import format_bytes, format_rate
 from planner.core.workload import Workload
@@ -13,9 +12,7 @@ from planner.decide.rank import memory_bytes, quality_ratio
 from planner.decide.rules import whole_in_vram
 
 
-def with_reasons(
-    ranked: tuple[Candidate, ...], model: ModelSpec, hardware: HardwareProfile, workload: Workload
-) -> tuple[Candidate, ...]:
+def with_reasons(ranked: tuple[Candidate, ...], model: ModelSpec, workload: Workload) -> tuple[Candidate, ...]:
     """The same candidates, the first with the reasons for it, the others with how they differ from it."""
     first = dataclasses.replace(ranked[0], reasons=_why(ranked, model, workload))
     rest = (dataclasses.replace(c, reasons=(difference(c, ranked[0]),)) for c in ranked[1:])

@@ -19,12 +19,10 @@ from planner.methods import gguf
 
 OFFLOAD_MIN_BATCH = 32
 """Rows from which an operation on a weight in RAM runs on the GPU (``GGML_OP_OFFLOAD_MIN_BATCH`` of ggml-cuda)."""
+HOST_FIRST, HOST_LAST = 12, 3
+"""Layers on the host that are replayed, at its start and end."""
 PIPELINE_COPIES = 4
 """Copies of the inputs when all layers lie on several GPUs (``GGML_SCHED_MAX_COPIES``)."""
-
-
-FIRST, LAST = 2, 1
-"""Layers of each kind, at the start and the end of each device's share, that stand for all."""
 
 
 @lru_cache(maxsize=256)
@@ -67,12 +65,18 @@ def _kinds(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=4096)
-def representatives(kinds: tuple[int, ...], devices: tuple[int, ...]) -> tuple[int, ...]:
-    """Layers that stand for all others: per device and kind the first and the last."""
+def representatives(kinds: tuple[int, ...], devices: tuple[int, ...], host: int) -> tuple[int, ...]:
+    """Layers that stand for all others: per GPU and kind the first two and the last, and every layer of the host.
+
+    On the host each layer's weights pass through the GPU's buffer, and the gaps they leave take many layers to
+    settle; layers on a GPU settle at once.
+    """
     members: dict[tuple[int, int], list[int]] = {}
+    on_host = [layer for layer, device in enumerate(devices) if device == host]
+    chosen = {*on_host[:HOST_FIRST], *on_host[-HOST_LAST:]}
     for layer, key in enumerate(zip(devices, kinds, strict=True)):
         members.setdefault(key, []).append(layer)
-    chosen = {layer for own in members.values() for layer in (*own[:FIRST], *own[-LAST:])}
+    chosen.update(layer for own in members.values() for layer in (*own[:2], own[-1]))
     return tuple(sorted(chosen))
 
 
@@ -123,7 +127,7 @@ def _compute_bytes(
     gpu_count: int,
 ) -> tuple[int, ...]:
     out = min(ubatch, batch)
-    layers = representatives(_kinds(model, variant), devices[:-1])
+    layers = representatives(_kinds(model, variant), devices[:-1], gpu_count)
     shapes = _shape_kinds(model)
     setting = Setting(
         flash_attention=flash_attention,

@@ -30,7 +30,20 @@ IN_PLACE = frozenset({"ADD", "ADD_ID", "MUL", "DIV", "SCALE", "UNARY", "ROPE", "
 class Node:
     """A tensor of the graph: an operation's result, a view, a weight, a cache or an input."""
 
-    __slots__ = ("home", "is_input", "op", "padding", "root", "scratch", "shape", "size", "src", "weight", "width")
+    __slots__ = (
+        "home",
+        "is_input",
+        "op",
+        "padding",
+        "root",
+        "scratch",
+        "scratch_apart",
+        "shape",
+        "size",
+        "src",
+        "weight",
+        "width",
+    )
 
     def __init__(self, op: str, shape: Shape, src: tuple[Node, ...] = (), *, width: int = 4) -> None:
         self.op = op
@@ -47,6 +60,8 @@ class Node:
         self.is_input = False
         self.scratch: Terms = ()
         """What a GPU kernel appends to its result."""
+        self.scratch_apart: Terms = ()
+        """The same, where V is no longer a view of K because both were copied to this GPU."""
         self.padding = 0
         """Bytes that a GPU appends to a quantized row."""
 

@@ -271,6 +271,8 @@ class _Allocation:
         extra: Terms = ()
         if device != self.host:
             extra = (*node.scratch, (node.padding, 0)) if node.padding else node.scratch
+            if node.scratch_apart and self.sources[node][2] in self.copy_of:
+                extra += node.scratch_apart
         self.sizes.append((*node.size, *extra))
         if node.weight is not None:
             self.weights.append((slot, node.weight))
@@ -315,39 +317,15 @@ def _trimmed(node: Node) -> tuple[object, ...]:
 
 
 def _fusions(nodes: list[Node], sources: dict[Node, tuple[Node, ...]]) -> dict[Node, tuple[Node, ...]]:
-    """Operands that the CUDA back end keeps until the end of operations it fuses: expert choice and expert sum."""
+    """Operands that the CUDA back end keeps until the end of a weighted sum of experts, which it fuses."""
     kept: dict[Node, tuple[Node, ...]] = {}
     for i, node in enumerate(nodes):
-        ops = [each.op for each in nodes[i : i + 13]]
-        if node.op == "MUL" and len(node.shape) == 3 and ops[1:2] == ["VIEW"]:
-            used = node.shape[1]
-            last = i + 2 * used - 1 if isinstance(used, int) else len(nodes)
-            if last < len(nodes) and 2 <= int(used) <= _MAX_FUSED_EXPERTS and nodes[last].op == "ADD":
-                kept[nodes[last]] = sources[node]
-        elif (length := _choice_length(ops)) and i + length < len(nodes):
-            members = nodes[i : i + length]
-            found = dict.fromkeys(each for member in members for each in (member, *sources[member]))
-            kept[nodes[i + length]] = tuple(found)
+        if node.op != "MUL" or len(node.shape) != 3 or [each.op for each in nodes[i + 1 : i + 2]] != ["VIEW"]:
+            continue
+        used = node.shape[1]
+        if isinstance(used, int) and 2 <= used <= _MAX_FUSED_EXPERTS and i + 2 * used - 1 < len(nodes):
+            kept[nodes[i + 2 * used - 1]] = sources[node]
     return kept
-
-
-_CHOICES = (
-    ("SOFT_MAX", "RESHAPE", "ARGSORT", "VIEW", "GET_ROWS"),
-    ("UNARY", "RESHAPE", "ARGSORT", "VIEW", "GET_ROWS"),
-    ("UNARY", "RESHAPE", "ADD", "ARGSORT", "VIEW", "GET_ROWS"),
-)
-_NORMALIZED = ["RESHAPE", "SUM_ROWS", "CLAMP", "DIV", "RESHAPE"]
-
-
-def _choice_length(ops: list[str]) -> int:
-    """How many operations belong to a fused choice of experts that starts here; 0 if none does."""
-    for pattern in _CHOICES:
-        if tuple(ops[: len(pattern)]) == pattern:
-            length = len(pattern)
-            if ops[length : length + 5] == _NORMALIZED:
-                length += 5
-            return length + (ops[length : length + 1] == ["SCALE"])
-    return 0
 
 
 def symbol_values(u: int, out: int, kv: int, kvs: int) -> tuple[int, ...]:

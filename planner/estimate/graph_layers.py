@@ -134,7 +134,11 @@ class LayerBuilder:
 
     def _rope(self, node: Node) -> Node:
         # one tensor per device, shared by its layers
-        factors = (self.frequencies.setdefault(self.device, weight((GLOBAL, self.factors), self.device)),) if self.factors else ()
+        factors = (
+            (self.frequencies.setdefault(self.device, weight((GLOBAL, self.factors), self.device)),)
+            if self.factors
+            else ()
+        )
         return Node("ROPE", node.shape, (node, self.positions, *factors))
 
     def _layer(self, attention: AttentionLayer, entry: Node, chosen: bool) -> Node:
@@ -223,6 +227,7 @@ class LayerBuilder:
         if self.setting.flash_attention:
             result = Node("FLASH_ATTN_EXT", (v_dim, heads, "u"), (q, k, v, mask, *sinks))
             result.scratch = self._half_copies(k, v)
+            result.scratch_apart = terms(v.shape, 2) if self.model.mla and self.setting.type_k != "F16" else ()
             if v_up is not None:
                 up = self.has[v_up][1]
                 turned = view("PERMUTE", (v_dim, "u", heads), result)
@@ -236,7 +241,9 @@ class LayerBuilder:
                     scores = Node(op, scores.shape, (scores,))
             scores = Node("SOFT_MAX", scores.shape, (scores, mask, *sinks))
             if self.model.mla:
-                v = Node("CONT", (cells, v_dim), (view("TRANSPOSE", (cells, v_dim), v),), width=2)
+                across = view("TRANSPOSE", (cells, v_dim), v)
+                across.size = v.size
+                v = Node("CONT", (cells, v_dim), (across,), width=2)
             result = Node("MUL_MAT", (v_dim, "u", heads), (v, scores))
             if v_up is not None:
                 result = Node("MUL_MAT", (self.has[v_up][1], "u", heads), (self._weight(v_up), result))
@@ -277,7 +284,9 @@ class LayerBuilder:
             self.graph.expand(node)
         k_cache = self._store(k, wide, 1, "kv", self.setting.type_k, self.k_rows["kv"])
         v_cache = view("PERMUTE", (rank, "kv", 1), k_cache)
-        v_cache.size, v_cache.padding, v_cache.width = k_cache.size, k_cache.padding, k_cache.width
+        # the first ``rank`` values of each row of K: its last row ends sooner
+        cut = row_bytes(self.setting.type_k, wide) - row_bytes(self.setting.type_k, rank)
+        v_cache.size, v_cache.width = (*k_cache.size, (-cut, 0)), k_cache.width
         return self._linear(self._attend(q, k_cache, v_cache, "kv", heads, "attn_v_b.weight"), "attn_output")
 
     # Feed-forward

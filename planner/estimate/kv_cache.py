@@ -81,8 +81,9 @@ def _layer_bytes(state: int, k_row: int, v_row: int, count: int, sequences: int,
 
 def bytes_per_layer(model: ModelSpec, placement: Placement, *, on_gpu: bool) -> tuple[int, ...]:
     """:func:`layer_bytes` of every layer of ``model``."""
-    return _bytes_per_layer(model, placement.context, placement.kv_type, min(placement.ubatch, placement.batch),
-                            placement.sequences, on_gpu)
+    return _bytes_per_layer(
+        model, placement.context, placement.kv_type, min(placement.ubatch, placement.batch), placement.sequences, on_gpu
+    )
 
 
 @lru_cache(maxsize=2048)

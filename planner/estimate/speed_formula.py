@@ -88,7 +88,7 @@ def decode(work: Work, variant: Variant, where: Site) -> Timing | None:
     if not where.gpus:
         return _cpu_decode(work, variant, where, share=1.0)
     parts = [_gpu_decode(work, variant, gpu, 1 / len(where.gpus)) for gpu in where.gpus]
-    if not work.host_bytes or where.gpus[0].unified_memory and work.gpu_layers >= work.layers:
+    if not work.host_bytes or (where.gpus[0].unified_memory and work.gpu_layers >= work.layers):
         return _joined(parts, None)
     host = _cpu_decode(work, variant, where, share=1 - work.gpu_share)
     return None if host is None else _joined(parts, host)

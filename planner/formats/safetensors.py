@@ -66,7 +66,8 @@ def choose_weight_files(names: list[str]) -> tuple[str, ...]:
     ``model.safetensors`` first, then ``model-*.safetensors``, then any but ``consolidated*`` and adapters (copies of
     the same weights in another layout, and not weights of the model). Empty when there is none.
     """
-    names = sorted(name for name in names if name.endswith(".safetensors") and not name.startswith("adapter_"))
+    top = (name for name in names if name.endswith(".safetensors") and "/" not in name)  # subfolders: other exports
+    names = sorted(name for name in top if not name.startswith("adapter_"))
     if SINGLE_FILE in names:
         return (SINGLE_FILE,)
     for chosen in (

@@ -16,6 +16,7 @@ _NAMES: tuple[tuple[str, str], ...] = (
     (r"ministral", "ministral"),
     (r"mistral-(nemo|small|large)", "mistral-{}"),
     (r"mistral", "mistral"),
+    (r"qwen-?3-next", "qwen3-next"),
     (r"qwen-?(\d(?:\.\d)?)(?![\d.]*b)", "qwen{}"),
     (r"gemma-?(\d)n", "gemma-{}n"),
     (r"gemma-?(\d)(?![\d.]*b)", "gemma-{}"),
@@ -29,6 +30,23 @@ _NAMES: tuple[tuple[str, str], ...] = (
 )
 # Where the name says nothing: what only one family has.
 _LLAMA_VOCABULARIES = {128256: "llama-3", 32000: "llama-2"}
+_ARCHITECTURES = {
+    "cohere2": "command-r",
+    "exaone4": "exaone-4",
+    "gemma2": "gemma-2",
+    "gemma3": "gemma-3",
+    "gemma3n": "gemma-3n",
+    "glm4": "glm-4",
+    "glm4moe": "glm-4.5",
+    "granitehybrid": "granite-4",
+    "llama4": "llama-4",
+    "olmo2": "olmo-2",
+    "phi2": "phi-2",
+    "phi3": "phi-3",
+    "qwen3moe": "qwen3",
+    "qwen3next": "qwen3-next",
+    "stablelm": "stablelm-2",
+}
 
 
 def guess_family(names: Iterable[str], architecture: str, n_vocab: int) -> str | None:
@@ -46,4 +64,4 @@ def guess_family(names: Iterable[str], architecture: str, n_vocab: int) -> str |
         for pattern, family in _NAMES:
             if match := re.search(pattern, plain):
                 return family.format(*match.groups())
-    return _LLAMA_VOCABULARIES.get(n_vocab) if architecture == "llama" else None
+    return _LLAMA_VOCABULARIES.get(n_vocab) if architecture == "llama" else _ARCHITECTURES.get(architecture)

@@ -7,6 +7,7 @@ from collections import Counter
 from math import prod
 from pathlib import Path
 
+from planner.core.data import read_table
 from planner.core.errors import InputError
 from planner.core.model import MixtureOfExperts, ModelSource, ModelSpec, SourceFile, Tensor
 from planner.formats.gguf import ArrayInfo, GgufHeader, open_gguf
@@ -15,6 +16,8 @@ from planner.models.gguf_attention import Figures, attention_layers, is_latent
 
 # tokenizer.ggml.model (llama-vocab.cpp) → the core's names
 _TOKENIZERS = {"llama": "spm", "gpt2": "bpe", "bert": "wpm"}
+# LLAMA_FTYPE_GUESSED of llama.h: the loader's guess, not the file's word
+_GUESSED = 1024
 # types whose GGUF name is also a publication's, in the core's spelling
 _PUBLISHED = {"F32": "f32", "F16": "f16", "BF16": "bf16", "MXFP4": "mxfp4"}
 _BLOCK = re.compile(r"blk\.([0-9]{1,4})\.")
@@ -74,6 +77,41 @@ def spec_from_header(header: GgufHeader, source: ModelSource) -> ModelSpec:
         tokenizer=_TOKENIZERS.get(str(header.metadata.get("tokenizer.ggml.model"))),
         notes=_notes(header, dtype),
     )
+
+
+def file_type_of(path: Path) -> str:
+    """llama.cpp's name of the file type of the GGUF file ``path``: ``Q4_K_M``, ``F16`` …
+
+    Taken from ``general.file_type``; where that is missing or a guess, from the type most bytes are stored in.
+
+    Raises:
+        InputError: no such file, or a mix of types that has no name (``unknown-file-type``).
+    """
+    header = open_gguf(path)
+    rows = read_table("gguf_ftypes.csv")
+    number = header.metadata.get("general.file_type")
+    main = _most_bytes(header)
+    if isinstance(number, int) and not number & _GUESSED:
+        for row in rows:
+            if int(row["id"]) == number:
+                return row["name"]
+    for row in rows:
+        if row["default_type"] == main:
+            return row["name"]
+    raise InputError(
+        f"{path.name!r} is of a file type qplan does not know",
+        numbers=f"general.file_type {number!r}, most bytes in {main}",
+        code="unknown-file-type",
+    )
+
+
+def made_with_imatrix(path: Path) -> bool:
+    """Whether the GGUF file ``path`` says that an importance matrix guided its quantization.
+
+    Raises:
+        InputError: no such file, or malformed.
+    """
+    return "quantize.imatrix.file" in open_gguf(path).metadata  # tools/quantize/quantize.cpp writes it
 
 
 def _architecture(header: GgufHeader) -> str:
@@ -144,15 +182,19 @@ def _mixture(figures: Figures, tensors: tuple[Tensor, ...]) -> MixtureOfExperts 
 
 def _main_type(header: GgufHeader) -> str:
     """The type that most bytes are stored in, in the core's spelling."""
-    weights: Counter[str] = Counter()
-    for tensor in header.tensors:
-        weights[tensor.type] += tensor.size_bytes
-    main = weights.most_common(1)[0][0]
+    main = _most_bytes(header)
     return _PUBLISHED.get(main, main)
 
 
+def _most_bytes(header: GgufHeader) -> str:
+    totals: Counter[str] = Counter()
+    for tensor in header.tensors:
+        totals[tensor.type] += tensor.size_bytes
+    return totals.most_common(1)[0][0] if totals else "none"
+
+
 def _notes(header: GgufHeader, dtype: str) -> tuple[str, ...]:
-    if dtype in ("f32", "f16", "bf16"):
+    if dtype in ("f32", "f16", "bf16") or (dtype == "mxfp4" and header.metadata["general.architecture"] == "gpt-oss"):
         return ()
     elements = sum(prod(tensor.shape) for tensor in header.tensors)
     bits = 8 * header.tensor_bytes / elements

@@ -45,12 +45,16 @@ class _Repository:
     """A repository at one commit."""
 
     id: str
+    asked: str | None
+    """The revision as given: a branch or tag, which the cache remembers for going offline."""
     commit: str
     files: dict[str, HubFile]
     hub: Hub
 
-    def config_path(self, name: str) -> Path:
-        return self.hub.download(self.id, name, self.commit)
+    def download(self, name: str) -> Path:
+        path = self.hub.download(self.id, name, self.asked)
+        # the branch may have moved since its files were listed
+        return path if _commit(path, name) == self.commit else self.hub.download(self.id, name, self.commit)
 
     def read(self, name: str, start: int, length: int) -> bytes:
         return self.hub.read_range(self.id, name, self.commit, start, length)
@@ -82,7 +86,7 @@ def spec_from_hub(
         if error.code != "hub-unreachable" or not hub.has(repository, file or CONFIG_FILE, revision):
             raise
         return _from_cache(hub, repository, revision, file)
-    found = _Repository(repository, commit, files, hub)
+    found = _Repository(repository, revision, commit, files, hub)
     if file is not None:
         return _from_gguf(found, file)
     if CONFIG_FILE not in files or not choose_weight_files(list(files)):
@@ -106,16 +110,16 @@ def _source(found: _Repository, names: list[str]) -> ModelSource:
         SourceFile(name=name, size_bytes=found.files[name].size_bytes, sha256=found.files[name].sha256)
         for name in names
     )
-    return ModelSource(kind="hub", location=found.id, revision=found.commit, files=files)
+    return ModelSource(kind="hub", location=found.id, hub_id=found.id, revision=found.commit, files=files)
 
 
 def _from_safetensors(found: _Repository) -> ModelSpec:
-    config = read_object(found.config_path(CONFIG_FILE), code="bad-config")
+    config = read_object(found.download(CONFIG_FILE), code="bad-config")
     shards = _shards(found)
     stored = _headers(found, shards)
     tokenizer_config = {}
     if TOKENIZER_CONFIG in found.files:
-        tokenizer_config = read_object(found.config_path(TOKENIZER_CONFIG), code="bad-config")
+        tokenizer_config = read_object(found.download(TOKENIZER_CONFIG), code="bad-config")
     return build_spec(
         config,
         stored,
@@ -127,7 +131,7 @@ def _from_safetensors(found: _Repository) -> ModelSpec:
 
 def _shards(found: _Repository) -> list[str]:
     if INDEX_FILE in found.files and "model.safetensors" not in found.files:
-        weight_map = index_shards(read_object(found.config_path(INDEX_FILE), code="bad-index"))
+        weight_map = index_shards(read_object(found.download(INDEX_FILE), code="bad-index"))
         names = sorted(set(weight_map.values()))
     else:
         names = list(choose_weight_files(list(found.files)))
@@ -239,7 +243,7 @@ def _no_checkpoint(found: _Repository) -> InputError:
 
 def _from_cache(hub: Hub, repository: str, revision: str | None, file: str | None) -> ModelSpec:
     """What an earlier download left in the hub's cache: the whole model, or its config alone."""
-    source = ModelSource(kind="hub", location=repository, revision=revision)
+    source = ModelSource(kind="hub", location=repository, hub_id=repository, revision=revision)
     if file is not None:
         path = hub.cached(repository, file, revision)
         spec = spec_from_gguf(path)
@@ -258,7 +262,9 @@ def _from_cache(hub: Hub, repository: str, revision: str | None, file: str | Non
 
 def _from_config_alone(directory: Path, repository: str, source: ModelSource) -> ModelSpec:
     config: dict[str, Any] = read_config(directory)
-    spec = build_spec(config, (), name=repository, source=source, tokenizer=None)
+    side = directory / TOKENIZER_CONFIG
+    tokenizer = tokenizer_kind(set(), read_object(side, code="bad-config") if side.is_file() else {})
+    spec = build_spec(config, (), name=repository, source=source, tokenizer=tokenizer)
     note = "offline, and only config.json is in the local cache: the weights' own shapes were not seen"
     return replace(spec, notes=(*spec.notes, note))
 

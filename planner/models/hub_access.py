@@ -37,10 +37,12 @@ class Hub:
 
     def __init__(self) -> None:
         import huggingface_hub
+        from huggingface_hub import constants, utils
 
         self._library: Any = huggingface_hub
-        self.offline = bool(huggingface_hub.constants.HF_HUB_OFFLINE)
-        self.endpoint = str(huggingface_hub.constants.ENDPOINT)
+        self._utils: Any = utils
+        self.offline = bool(constants.HF_HUB_OFFLINE)
+        self.endpoint = str(constants.ENDPOINT)
 
     def page(self, repository: str) -> str:
         """Address of the repository's page."""
@@ -95,7 +97,7 @@ class Hub:
         if length <= 0:
             return b""
         url = self._library.hf_hub_url(repository, name, revision=revision)
-        headers = self._library.utils.build_hf_headers()
+        headers = self._utils.build_hf_headers()
         headers |= {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
         with self._failures(repository, revision):
             found = self._stream(url, headers, start, length)
@@ -110,16 +112,15 @@ class Hub:
 
     def _stream(self, url: str, headers: dict[str, str], start: int, length: int) -> bytes:
         """Reads no further than needed even if the server ignores the range and sends the whole file."""
-        utils = self._library.utils
-        session = utils.get_session()
-        if hasattr(session, "stream"):  # httpx
+        session = self._utils.get_session()
+        if callable(getattr(session, "stream", None)):  # httpx; a flag in requests
             opened = session.stream("GET", url, headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=True)
         else:  # requests, as in huggingface_hub before 1.0
             opened = session.get(url, headers=headers, timeout=TIMEOUT_SECONDS, stream=True)
         with opened as response:
             if response.status_code >= 400 and hasattr(response, "read"):
                 response.read()  # httpx gives no error text before
-            utils.hf_raise_for_status(response)
+            self._utils.hf_raise_for_status(response)
             skip = 0 if response.status_code == 206 else start
             pieces = response.iter_bytes() if hasattr(response, "iter_bytes") else response.iter_content(1 << 16)
             found = bytearray()

@@ -102,7 +102,9 @@ def _from_file(path: Path) -> ModelSpec:
         what = f"{path.name!r} is one weight file; the model's shapes are in the config.json beside it"
     else:
         what = f"{path.name!r} is neither a GGUF file nor a checkpoint directory"
-    raise InputError(what, hint=f"give the directory: {path.absolute().parent}", code="not-a-model")
+    folder = path.absolute().parent
+    hint = f"give the directory: {folder}" if (folder / "config.json").is_file() else "`qplan models` lists names"
+    raise InputError(what, hint=hint, code="not-a-model")
 
 
 def _starts_with_magic(path: Path) -> bool:

@@ -149,7 +149,10 @@ def _dense_config(parameters: float) -> tuple[dict[str, Any], str]:
         origin = min(DENSE_TEMPLATES, key=lambda name: abs(log(_template(name).spec.parameter_count / parameters)))
         template = _template(origin)
     layers, width = _dense_fit(template, parameters)
-    return {**template.config, "num_hidden_layers": layers, "intermediate_size": width}, origin
+    config = {**template.config, "num_hidden_layers": layers, "intermediate_size": width}
+    if parameters < SMALL_PARAMETERS:  # steps of the width are coarse here: the vocabulary takes the rest
+        config["vocab_size"] += round((parameters - template.count(layers, width)) / template.spec.n_embd)
+    return config, origin
 
 
 def _dense_fit(template: _Template, parameters: float) -> tuple[int, int]:

@@ -1,6 +1,9 @@
 """This machine as a :class:`~planner.core.hardware.HardwareProfile`, and machines captured as TOML files."""
 
-from planner.probe.machine import probe
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from planner.probe.profile_io import (
     ProfileSummary,
     load_profile,
@@ -12,6 +15,9 @@ from planner.probe.profile_io import (
     without_free_memory,
 )
 from planner.probe.reader import Reader
+
+if TYPE_CHECKING:
+    from planner.probe.machine import probe
 
 __all__ = [
     "ProfileSummary",
@@ -25,3 +31,12 @@ __all__ = [
     "summary",
     "without_free_memory",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """``probe`` on first use: a captured profile needs none of its sources."""
+    if name == "probe":
+        from planner.probe.machine import probe
+
+        return probe
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -174,7 +174,7 @@ def linux_cpu(reader: Reader, machine: str | None = None) -> tuple[Cpu, list[str
         reader: where to read from.
         machine: ``x86_64``, ``aarch64``; the interpreter's own by default.
     """
-    architecture = _architecture(platform.machine() if machine is None else machine)
+    architecture = _architecture(os.uname().machine if machine is None else machine)
     info = parse_cpuinfo(reader.text("/proc/cpuinfo"))
     board = info.board or _usable(reader.line("/proc/device-tree/model"))
     notes: list[str] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import os
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -12,12 +12,10 @@ from planner.core import devices
 from planner.core.hardware import Cpu, Gpu, HardwareProfile, Memory
 from planner.probe import bandwidth as measured
 from planner.probe.amd import amd_gpus
-from planner.probe.apple import apple_machine
 from planner.probe.cpu import linux_cpu
 from planner.probe.disk import free_disk
 from planner.probe.intel import intel_gpus
 from planner.probe.nvml import nvidia_gpus
-from planner.probe.other import generic_cpu
 from planner.probe.ram import linux_memory, system_memory
 from planner.probe.reader import Reader
 
@@ -36,7 +34,9 @@ def probe(
         runner: where files and tools are read; the machine itself by default.
     """
     reader = runner or Reader()
-    if sys.platform == "darwin" and platform.machine() == "arm64":
+    if sys.platform == "darwin" and os.uname().machine == "arm64":
+        from planner.probe.apple import apple_machine
+
         cpu, memory, gpus, notes = apple_machine(reader)
     elif sys.platform == "linux":
         cpu, memory, gpus, notes = linux_machine(reader)
@@ -75,6 +75,8 @@ def prefer_discrete(gpus: tuple[Gpu, ...]) -> tuple[tuple[Gpu, ...], list[str]]:
 
 
 def _other_machine(reader: Reader) -> _Found:
+    from planner.probe.other import generic_cpu
+
     cpu, cpu_notes = generic_cpu()
     memory, memory_notes = system_memory()
     gpus, gpu_notes = nvidia_gpus(reader, memory)

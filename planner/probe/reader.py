@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterable
 
 _MAX_CHARS = 8_000_000
@@ -16,6 +15,8 @@ Run = Callable[[tuple[str, ...]], str]
 
 def run_tool(argv: tuple[str, ...]) -> str:
     """Standard output of a program; ``""`` where it is missing, fails or takes over ten seconds."""
+    import subprocess
+
     try:
         done = subprocess.run(argv, capture_output=True, timeout=_TOOL_SECONDS, check=False, stdin=subprocess.DEVNULL)
     except (OSError, ValueError, subprocess.SubprocessError):

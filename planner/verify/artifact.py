@@ -135,12 +135,12 @@ def verify_artifact(
 
 
 def gguf_files(artifact: Path) -> tuple[Path, ...]:
-    """All parts of a GGUF file, in order.
+    """All parts of a GGUF file, in order, their headers read and found sound.
 
     Raises:
-        InputError: it is missing, a part is missing, or it is no GGUF file.
+        InputError: it or a part is missing, cut off or damaged, or it is no GGUF file.
     """
-    import re
+    from planner.formats.gguf import open_gguf, shard_names
 
     if artifact.is_dir():
         raise InputError(
@@ -148,26 +148,8 @@ def gguf_files(artifact: Path) -> tuple[Path, ...]:
             hint="this version measures GGUF files; name the .gguf file",
             code="not-gguf",
         )
-    split = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", artifact.name)
-    names = [artifact.name]
-    if split:
-        names = [f"{split[1]}-{i:05d}-of-{split[3]}.gguf" for i in range(1, int(split[3]) + 1)]
-    files = tuple(artifact.with_name(name) for name in names)
-    for file in files:
-        _require_gguf(file)
-    return files
-
-
-def _require_gguf(file: Path) -> None:
-    try:
-        with file.open("rb") as opened:
-            magic = opened.read(4)
-    except FileNotFoundError:
-        raise InputError(f"{file} does not exist", code="missing-file") from None
-    except OSError as error:
-        raise InputError(f"{file} cannot be read", numbers=str(error), code="unreadable-file") from None
-    if magic != b"GGUF":
-        raise InputError(f"{file} is not a GGUF file", numbers=f"it begins with {magic!r}", code="not-gguf")
+    open_gguf(artifact)
+    return tuple(artifact.with_name(name) for name in shard_names(artifact.name))
 
 
 def _busy_notes(hardware: HardwareProfile) -> list[str]:

@@ -120,6 +120,13 @@ def _end_with_parent() -> None:
     os._exit(_PARENT_GONE)
 
 
+def _parsed(line: str) -> object:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError("the request is not JSON", numbers=str(error), code="bad-document") from None
+
+
 def main() -> int:
     """Read the request, measure, answer; 0 when there is a result."""
     answer = os.fdopen(os.dup(1), "w")
@@ -127,8 +134,7 @@ def main() -> int:
     line = sys.stdin.readline()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        request = decode(TrialRequest, json.loads(line), what="the request")
-        result = run(request, answer)
+        result = run(decode(TrialRequest, _parsed(line), what="the request"), answer)
     except QplanError as error:
         described = {"what": error.what, "numbers": error.numbers, "hint": error.hint, "code": error.code}
         _say(answer, {"error": {"class": type(error).__name__, **described}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,9 +175,14 @@ def _verify_plan(
 
 
 def _model_of(plan: Plan) -> ModelSpec:
+    """The plan's model, under the name and at the revision that the plan pinned."""
     from planner import models
 
-    return models.resolve(plan.model.location if plan.model.kind != "catalog" else plan.model.name)
+    pinned = plan.model
+    text = pinned.name if pinned.kind == "catalog" else pinned.location
+    if pinned.kind == "hub" and pinned.revision:
+        text = f"{text}@{pinned.revision}"
+    return dataclasses.replace(models.resolve(text), name=pinned.name)
 
 
 def verify(

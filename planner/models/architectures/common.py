@@ -7,6 +7,7 @@ from planner.models.architectures.fields import Fields
 from planner.models.architectures.layout import Dims
 
 WIDTH = ("hidden_size", "n_embd", "n_embed", "d_model")
+NEXTN_NOTE = "the file holds a block for multi-token prediction, which llama.cpp does not load by default"
 HEADS = ("num_attention_heads", "n_head")
 
 

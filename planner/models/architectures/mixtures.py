@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planner.models.architectures.common import is_tied, periodic, read_dims
+from planner.models.architectures.common import NEXTN_NOTE, is_tied, periodic, read_dims
 from planner.models.architectures.fields import Fields
 from planner.models.architectures.layout import Experts, LatentAttention, Layout
 
-_NEXTN_NOTE = "the file holds a block for multi-token prediction, which llama.cpp does not load by default"
+_ALWAYS_BIASED = ("deepseek_v3", "kimi_k2", "glm4_moe", "glm4_moe_lite")
 
 
 def deepseek2(fields: Fields) -> Layout:
@@ -31,6 +31,17 @@ def deepseek2(fields: Fields) -> Layout:
     )
 
 
+def glm4_moe_lite(fields: Fields) -> Layout:
+    """GLM 4.7 Flash: ``deepseek2`` with a block for multi-token prediction that the converter keeps."""
+    nextn = fields.optional_count("num_nextn_predict_layers") or 0
+    return replace(
+        deepseek2(fields),
+        nextn_layers=nextn,
+        nextn_embeddings=True,
+        notes=(NEXTN_NOTE,) if nextn else (),
+    )
+
+
 def _deepseek_experts(fields: Fields, layer_count: int) -> Experts | None:
     count = fields.optional_count("n_routed_experts")
     if count is None:
@@ -42,10 +53,18 @@ def _deepseek_experts(fields: Fields, layer_count: int) -> Experts | None:
         width=width,
         shared_width=width * shared,
         shared_count=shared,
-        leading_dense=min(fields.optional_count("first_k_dense_replace") or 0, layer_count),
-        # only the checkpoints of this gating method hold e_score_correction_bias
-        selection_bias=fields.get("topk_method") == "noaux_tc",
+        leading_dense=_leading_dense(fields, layer_count),
+        # only the checkpoints of this gating method hold e_score_correction_bias; newer configs leave it unsaid
+        selection_bias=fields.get("topk_method") == "noaux_tc" or fields.model_type in _ALWAYS_BIASED,
     )
+
+
+def _leading_dense(fields: Fields, layer_count: int) -> int:
+    """Dense blocks before the first mixture: ``first_k_dense_replace``, or counted in ``mlp_layer_types``."""
+    kinds = fields.get("mlp_layer_types")
+    if isinstance(kinds, list) and "sparse" in kinds and fields.get("first_k_dense_replace") is None:
+        return min(kinds.index("sparse"), layer_count)
+    return min(fields.optional_count("first_k_dense_replace") or 0, layer_count)
 
 
 def deepseek(fields: Fields) -> Layout:
@@ -81,7 +100,6 @@ def gpt_oss(fields: Fields) -> Layout:
 def glm4_moe(fields: Fields) -> Layout:
     """GLM 4.5 and 4.6: ``glm4moe``; the norm before the feed-forward is stored as a post-attention norm."""
     dims = read_dims(fields)
-    experts = _deepseek_experts(fields, dims.n_layer)
     nextn = fields.optional_count("num_nextn_predict_layers") or 0
     return Layout(
         architecture="glm4moe",
@@ -91,10 +109,10 @@ def glm4_moe(fields: Fields) -> Layout:
         qk_norm="head" if fields.flag("use_qk_norm") else "",
         ffn_norm=False,
         post_attention_norm=True,
-        experts=replace(experts, selection_bias=True) if experts else None,
+        experts=_deepseek_experts(fields, dims.n_layer),
         nextn_layers=nextn,
         nextn_embeddings=True,
-        notes=(_NEXTN_NOTE,) if nextn else (),
+        notes=(NEXTN_NOTE,) if nextn else (),
     )
 
 

@@ -1,0 +1,110 @@
+"""Error of the memory estimate against llama.cpp's own no-alloc report, per model.
+
+Run: ``python benchmarks/memory.py [truth.csv]``; without a path the sample in tests/data is used.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from planner.core.candidate import Placement  # noqa: E402
+from planner.core.estimates import DeviceMemory  # noqa: E402
+from planner.core.hardware import Cpu, Gpu, HardwareProfile, Memory  # noqa: E402
+from planner.estimate.memory import memory  # noqa: E402
+from planner.methods import gguf  # noqa: E402
+from planner.models import catalog  # noqa: E402
+
+Row = dict[str, str]
+PARTS = ("weights", "KV cache", "compute", "total")
+# the truth was taken on a machine with AVX-512
+CPU = Cpu(model="truth", architecture="x86_64", simd=("avx2", "avx512f"))
+GPU = Gpu(name="GPU", vendor="nvidia", backend="cuda")
+DEFAULTS = {"swa_full": "0", "op_offload": "1", "offload_kqv": "1", "n_outputs_max": "0", "kv_unified": "0"}
+
+
+def machine(row: Row) -> HardwareProfile:
+    """A machine with a GPU, or without one for rows of the CPU back end."""
+    gpus = () if row["backend"] == "cpu" else (GPU,)
+    return HardwareProfile(name="truth", os="linux", cpu=CPU, memory=Memory(), gpus=gpus)
+
+
+def placement(row: Row) -> Placement:
+    """The row's settings."""
+    sequences, gpus = int(row["n_seq_max"]), int(row["backend"] != "cpu")
+    return Placement(
+        context=int(row["n_ctx"]) // sequences,
+        kv_type=row["type_k"],
+        gpu_layers=int(row["n_gpu_layers"]) * gpus,
+        ubatch=int(row["n_ubatch"]),
+        flash_attention=row["fa_used"] == "1",
+        sequences=sequences,
+        gpu_count=gpus,
+    )
+
+
+def compared(row: Row) -> dict[str, tuple[tuple[int, int], ...]]:
+    """Per device the pairs (estimated, reported) of weights, KV cache, compute buffer and their total."""
+    model = catalog.lookup(row["model"])
+    assert model is not None, row["model"]
+    made = memory(model, gguf.variant(row["weights"]), placement(row), machine(row))
+    weights = int(row["host_model_bytes"]) + int(row["host_repack_bytes"])
+    pairs = {"host": _pairs(made.host, (weights, int(row["host_kv_bytes"]), int(row["host_compute_bytes"])))}
+    if made.devices:
+        told = (int(row["gpu_model_bytes"]), int(row["gpu_kv_bytes"]), int(row["gpu_compute_bytes"]))
+        pairs["GPU"] = _pairs(made.devices[0], told)
+    return pairs
+
+
+def _pairs(made: DeviceMemory, told: tuple[int, int, int]) -> tuple[tuple[int, int], ...]:
+    own = (made.weights_bytes, made.kv_cache_bytes, made.compute_bytes)
+    return (*zip(own, told, strict=True), (sum(own), sum(told)))
+
+
+def error(estimated: int, reported: int) -> float:
+    """Relative error; 0 where both are 0."""
+    return abs(estimated - reported) / reported if reported else float(estimated != 0)
+
+
+def rows(path: Path) -> list[Row]:
+    """Rows of the truth table with llama.cpp's default settings otherwise."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [r for r in csv.DictReader(file) if all(r.get(k, v) == v for k, v in DEFAULTS.items())]
+
+
+def line(label: str, errors: Iterable[float]) -> str:
+    """Mean, 95th and 99th percentile, maximum, and the share that is exact."""
+    found = sorted(errors)
+    count = len(found)
+    at = [found[min(count - 1, int(share * count))] for share in (0.95, 0.99)]
+    exact = found.count(0.0) / count
+    mean = sum(found) / count
+    return f"{label:34} {count:6} {mean:9.4%} {at[0]:9.3%} {at[1]:9.3%} {found[-1]:9.3%} {exact:8.1%}"
+
+
+def main(path: Path) -> None:
+    """Print the error table."""
+    errors: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    started = time.perf_counter()
+    told = rows(path)
+    for row in told:
+        for device, pairs in compared(row).items():
+            for part, pair in zip(PARTS, pairs, strict=True):
+                for model in (row["model"], "all models"):
+                    errors[model, device, part].append(error(*pair))
+    seconds = time.perf_counter() - started
+    print(f"{'model, device, part':34} {'rows':>6} {'mean':>9} {'p95':>9} {'p99':>9} {'max':>9} {'exact':>8}")
+    for (model, device, part), found in sorted(errors.items()):
+        print(line(f"{model} {device} {part}", found))
+    print(f"{len(told)} estimates in {seconds:.2f} s")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "tests" / "data" / "llamacpp_memory.csv")

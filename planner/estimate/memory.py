@@ -1,0 +1,202 @@
+"""Memory per device: weights, KV cache, compute buffers and what a runtime adds, never summed across devices.
+
+For GGUF the first three are what llama.cpp itself reports (no-alloc load); the overhead is kept apart.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from functools import lru_cache
+from itertools import accumulate
+
+from planner.core.candidate import Placement, Variant
+from planner.core.estimates import FORMULA, DeviceMemory, MemoryEstimate, Prediction
+from planner.core.hardware import Gpu, HardwareProfile
+from planner.core.model import ModelSpec
+from planner.core.units import MIB, pad
+from planner.estimate import kv_cache, served_memory, weights
+from planner.estimate.compute_buffers import compute_bytes
+
+CUDA_CONTEXT_BYTES = 450 * MIB
+"""CUDA context and kernels on an RTX 4090, https://github.com/ggml-org/llama.cpp/pull/15860 (2025-09)."""
+CUBLAS_WORKSPACE_BYTES = 4 * MIB
+"""Per stream; 32 MiB on Hopper and later, https://docs.nvidia.com/cuda/cublas/#cublassetworkspace."""
+CUBLAS_WORKSPACE_HOPPER_BYTES = 32 * MIB
+RUNTIME_BYTES = 60 * MIB
+"""Resident set of Python with llama_cpp and numpy loaded, before a model (llama-cpp-python 0.3.36, Linux x86-64)."""
+_SOURCE = "graph allocator, KV cache and tensor padding of llama.cpp as in llama-cpp-python 0.3.36"
+
+
+def layer_devices(model: ModelSpec, placement: Placement, free_bytes: tuple[int, ...]) -> tuple[int, ...]:
+    """Device of each layer and, last, of the output; ``len(free_bytes)`` is the host.
+
+    As ``llama_model_base::load_tensors``: the last ``gpu_layers`` of the ``n_layer + 1`` go to the GPUs, split in
+    proportion to their free memory.
+    """
+    return _layer_devices(model.n_layer, min(placement.gpu_layers, model.n_layer + 1), free_bytes)
+
+
+@lru_cache(maxsize=4096)
+def _layer_devices(n_layer: int, gpu_layers: int, free_bytes: tuple[int, ...]) -> tuple[int, ...]:
+    host = len(free_bytes)
+    if not host or gpu_layers <= 0:
+        return (host,) * (n_layer + 1)
+    start = n_layer + 1 - gpu_layers
+    total = sum(free_bytes) or 1
+    shares = [part / total for part in accumulate(free_bytes)]
+    return (host,) * start + tuple(min(bisect_right(shares, i / gpu_layers), host - 1) for i in range(gpu_layers))
+
+
+def used_gpus(placement: Placement, hardware: HardwareProfile) -> tuple[Gpu, ...]:
+    """The GPUs that ``placement`` uses, in the profile's order."""
+    if not hardware.gpus or (placement.gpu_layers <= 0 and placement.gpu_count <= 0):
+        return ()
+    return hardware.gpus[: max(1, placement.gpu_count)]
+
+
+def memory(model: ModelSpec, variant: Variant, placement: Placement, hardware: HardwareProfile) -> MemoryEstimate:
+    """Memory of ``variant`` of ``model`` on each device of ``hardware`` that ``placement`` uses, and on the host.
+
+    Raises:
+        InputError: the type or the KV type cannot hold a row of this model (``row-not-divisible``).
+    """
+    gpus = used_gpus(placement, hardware)
+    if variant.format != "gguf":
+        return served_memory.memory(model, variant, placement, hardware, gpus)
+    # a machine's free memory decides the split only between several GPUs
+    free = tuple((gpu.usable_bytes() or 1) if len(gpus) > 1 else 1 for gpu in gpus)
+    devices = layer_devices(model, placement, free)
+    compute = compute_bytes(model, variant, placement, devices, len(gpus))
+    on_gpus = tuple(
+        DeviceMemory(
+            name=gpu.name,
+            weights_bytes=device_weights(model, variant, devices, index, on_gpu=True),
+            kv_cache_bytes=_device_cache(model, placement, devices, index, on_gpu=True),
+            compute_bytes=compute[index],
+            overhead_bytes=overhead_bytes(gpu),
+            capacity_bytes=gpu.usable_bytes(),
+        )
+        for index, gpu in enumerate(gpus)
+    )
+    host = len(gpus)
+    in_ram = DeviceMemory(
+        name="host",
+        weights_bytes=device_weights(model, variant, devices, host, on_gpu=False),
+        kv_cache_bytes=_device_cache(model, placement, devices, host, on_gpu=False),
+        compute_bytes=compute[host],
+        overhead_bytes=host_overhead_bytes(model, variant, placement, hardware, devices, host),
+        capacity_bytes=hardware.memory.usable_bytes(),
+    )
+    return MemoryEstimate(devices=on_gpus, host=in_ram, notes=_notes(gpus))
+
+
+@lru_cache(maxsize=8192)
+def device_weights(model: ModelSpec, variant: Variant, devices: tuple[int, ...], device: int, *, on_gpu: bool) -> int:
+    """Bytes of weights on ``device``: its layers, the output, the frequencies, and on the host the token table."""
+    table = weights.layer_bytes(model, variant, on_gpu)
+    tables, shared = weights.global_bytes(model, variant)
+    total = sum(size for size, own in zip(table, devices, strict=True) if own == device)
+    if device in devices[:-1]:
+        total += pad(shared, kv_cache.CUDA_ALIGNMENT_BYTES) if on_gpu else shared
+    return total if on_gpu else total + tables
+
+
+def _device_cache(
+    model: ModelSpec, placement: Placement, devices: tuple[int, ...], device: int, *, on_gpu: bool
+) -> int:
+    if device not in devices[:-1]:
+        return 0
+    sizes = kv_cache.bytes_per_layer(model, placement, on_gpu=on_gpu)
+    return sum(size for size, own in zip(sizes, devices, strict=False) if own == device)
+
+
+def overhead_bytes(gpu: Gpu) -> int:
+    """What the driver and its libraries take on a GPU beside llama.cpp's buffers; 0 where no source says."""
+    if gpu.backend != "cuda":
+        return 0
+    hopper = gpu.compute_capability is not None and float(gpu.compute_capability) >= 9.0
+    return CUDA_CONTEXT_BYTES + (CUBLAS_WORKSPACE_HOPPER_BYTES if hopper else CUBLAS_WORKSPACE_BYTES)
+
+
+def host_overhead_bytes(
+    model: ModelSpec,
+    variant: Variant,
+    placement: Placement,
+    hardware: HardwareProfile,
+    devices: tuple[int, ...],
+    host: int,
+) -> int:
+    """The process itself, the logits of one token per sequence, and the interleaved copy of mapped weights.
+
+    With a GPU the host's weights stay in the GPU driver's pinned memory and are not interleaved.
+    """
+    logits = 4 * model.n_vocab * placement.sequences
+    copy = 0
+    if not host:
+        copy = weights.repacked_bytes(model, variant, model.n_layer, True, hardware.cpu.simd)
+    return RUNTIME_BYTES + logits + copy
+
+
+def _notes(gpus: tuple[Gpu, ...]) -> tuple[str, ...]:
+    backends = sorted({gpu.backend for gpu in gpus if gpu.backend != "cuda"})
+    return tuple(f"what the {backend} runtime takes besides these buffers is not known" for backend in backends)
+
+
+def peak_memory_bytes(
+    model: ModelSpec, variant: Variant, placement: Placement, hardware: HardwareProfile
+) -> Prediction | None:
+    """Most memory a run takes: on the first GPU where one is used, else the process's resident set."""
+    made = memory(model, variant, placement, hardware)
+    if made.devices:
+        return _gpu_peak(made.devices[0])
+    return cpu_peak_memory_bytes(model, variant, placement, hardware)
+
+
+def _gpu_peak(device: DeviceMemory) -> Prediction:
+    buffers = device.total_bytes - device.overhead_bytes
+    # the context takes a quarter to twice as much on other cards; temporary pools come on top
+    return Prediction(
+        value=float(device.total_bytes),
+        low=buffers + 0.25 * device.overhead_bytes,
+        high=1.02 * buffers + 2.0 * device.overhead_bytes,
+        basis=FORMULA,
+        source=_SOURCE,
+        terms=_terms(device),
+    )
+
+
+def cpu_peak_memory_bytes(
+    model: ModelSpec, variant: Variant, placement: Placement, hardware: HardwareProfile
+) -> Prediction:
+    """Peak resident set of a run on the CPU: the mapped file, its interleaved copy, cache, buffers and the process.
+
+    The interval's low end leaves out what the kernel need not keep: pages of the mapping that were interleaved, the
+    unread rows of the token table, and compute and cache pages that a short run never touches.
+    """
+    made = memory(model, variant, placement, hardware).host
+    copy = weights.repacked_bytes(model, variant, model.n_layer, True, hardware.cpu.simd)
+    tables = weights.global_bytes(model, variant)[0] if not model.tied_embeddings else 0
+    idle = min(copy, made.weights_bytes) + tables + 0.9 * made.compute_bytes + 0.5 * made.kv_cache_bytes
+    return Prediction(
+        value=float(made.total_bytes),
+        low=max(made.total_bytes - idle, 0.3 * made.total_bytes),
+        high=1.05 * made.total_bytes + RUNTIME_BYTES,
+        basis=FORMULA,
+        source=f"{_SOURCE}; mapped file and interleaved copy both resident",
+        terms=_terms(made),
+    )
+
+
+def numpy_logits_bytes(model: ModelSpec, placement: Placement, *, logits_all: bool = False) -> int:
+    """What ``llama_cpp.Llama`` reserves besides: a float per vocabulary entry and row of the batch (or context)."""
+    rows = placement.context if logits_all else min(placement.batch, placement.context)
+    return 4 * model.n_vocab * rows
+
+
+def _terms(device: DeviceMemory) -> tuple[tuple[str, float, str], ...]:
+    return (
+        ("weights", float(device.weights_bytes), "B"),
+        ("KV cache", float(device.kv_cache_bytes), "B"),
+        ("compute buffer", float(device.compute_bytes), "B"),
+        ("outside the buffers", float(device.overhead_bytes), "B"),
+    )

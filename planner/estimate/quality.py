@@ -1,0 +1,204 @@
+"""Loss of quality: measured here > published for this model and variant > fitted model."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from math import exp, log
+
+from planner.core.candidate import Variant
+from planner.core.data import data_path
+from planner.core.estimates import FORMULA, MEASURED, PUBLISHED, Prediction, QualityEstimate
+from planner.core.measurement import KL_DIVERGENCE, PERPLEXITY_RATIO, Calibration
+from planner.core.model import ModelSpec
+from planner.estimate import quality_model
+from planner.estimate.speed_measured import same_variant, shape_sha256
+
+NOISE = 0.001
+"""Repeatability of ln(perplexity ratio) between two tools on one text: the 16-bit GGUF of Llama-3-8B has a KL
+divergence of 0.00055 from the original (llama.cpp tools/perplexity/README.md, 2024-05)."""
+_DATASETS = ("wikitext-2 test ctx512", "wiki.test", "wikitext-2 test ctx2048")
+"""In the order of trust for GGUF types; a ratio is formed within one of them, never across."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One published loss."""
+
+    log_ratio: float | None
+    kl_divergence: float | None
+    source: str
+
+
+def quality(model: ModelSpec, variant: Variant, calibration: Calibration | None = None) -> QualityEstimate:
+    """Perplexity over the 16-bit model's, and mean KL divergence in nats per token, with 80 % intervals.
+
+    ``None`` with a note for a type without figures.
+    """
+    ratio, divergence = _base(model, variant)
+    if calibration is not None:
+        ratio = _measured(model, variant, calibration, PERPLEXITY_RATIO) or ratio
+        divergence = _measured(model, variant, calibration, KL_DIVERGENCE) or divergence
+    notes = () if ratio else (f"no quality figures for {variant.label()}",)
+    return QualityEstimate(perplexity_ratio=ratio, kl_divergence_nats=divergence, notes=notes)
+
+
+@lru_cache(4096)
+def _base(model: ModelSpec, variant: Variant) -> tuple[Prediction | None, Prediction | None]:
+    if variant.method == "none" or (variant.method == "gguf" and variant.type in quality_model.LOSSLESS):
+        return _lossless()
+    fitted = _fitted(model, variant)
+    row = _published(model.name, variant)
+    if row is None:
+        return (None, None) if fitted is None else (_as_ratio(fitted), _divergence(fitted, None))
+    if row.log_ratio is None:
+        return (_as_ratio(fitted) if fitted else None), _divergence(fitted, row)
+    published = _Loss(row.log_ratio, *_published_range(row.log_ratio), PUBLISHED, row.source, ())
+    return _as_ratio(published), _divergence(published, row)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """ln(ratio) with its interval."""
+
+    value: float
+    low: float
+    high: float
+    basis: str
+    source: str
+    terms: tuple[tuple[str, float, str], ...]
+
+
+def _lossless() -> tuple[Prediction, Prediction]:
+    source = "16-bit weights: equal to rounding (llama.cpp tools/perplexity/README.md, 2024-05)"
+    one = Prediction(value=1.0, low=1 - NOISE / 2, high=1 + NOISE / 2, basis=FORMULA, source=source)
+    return one, Prediction(value=0.0, low=0.0, high=0.0006, basis=FORMULA, source=source)
+
+
+def _measured(model: ModelSpec, variant: Variant, calibration: Calibration, quantity: str) -> Prediction | None:
+    shape = shape_sha256(model)
+    for m in reversed(calibration.of(quantity)):
+        same = same_variant(m, variant) and m.imatrix == variant.imatrix
+        if same and m.model_sha256 == shape and m.model == model.name:
+            low, high = min(m.low, m.value), max(m.high, m.value)
+            source = f"measured here with {m.tool_version or m.runtime} at {m.measured_at or 'an unknown time'}"
+            return Prediction(value=m.value, low=low, high=high, basis=MEASURED, source=source)
+    return None
+
+
+def _fitted(model: ModelSpec, variant: Variant) -> _Loss | None:
+    found = quality_model.log_ratio(variant, model.family, float(_params(model)), model.name)
+    bits = quality_model.bits_of(variant)
+    if found is None or bits is None:
+        return None
+    value, terms = found
+    known = model.name in quality_model.document()["models"]
+    low, high = quality_model.interval(*(("known-model",) if known else ()), quality_model.bit_range(bits))
+    source = str(quality_model.document()["source"])
+    return _Loss(
+        value, value * exp(min(low, 0)) - NOISE / 2, value * exp(max(high, 0)) + NOISE / 2, FORMULA, source, terms
+    )
+
+
+@lru_cache(512)
+def _params(model: ModelSpec) -> int:
+    return model.parameter_count
+
+
+def _published_range(value: float) -> tuple[float, float]:
+    low, high = quality_model.interval("published")
+    return value * exp(low) - NOISE / 2, value * exp(high) + NOISE / 2
+
+
+def _as_ratio(loss: _Loss) -> Prediction:
+    return Prediction(
+        value=exp(loss.value),
+        low=exp(loss.low),
+        high=exp(loss.high),
+        basis=loss.basis,
+        source=loss.source,
+        terms=(*loss.terms, ("ln(perplexity ratio)", loss.value, "")),
+    )
+
+
+def _divergence(loss: _Loss | None, row: Row | None) -> Prediction | None:
+    """Published, else from ln(ratio) by the fitted power law between the two."""
+    relation = quality_model.document()["divergence"]
+    if row is not None and row.kl_divergence is not None:
+        low, high = quality_model.interval("published")
+        value = row.kl_divergence
+        return Prediction(value=value, low=value * exp(low), high=value * exp(high), basis=PUBLISHED, source=row.source)
+    if loss is None:
+        return None
+    scale, power, sigma = float(relation["scale"]), float(relation["power"]), float(relation["sigma"])
+
+    def of(log_ratio: float) -> float:
+        return scale * float(max(log_ratio, 1e-5)) ** power
+
+    value = of(loss.value)
+    up, down = log(max(of(loss.high) / value, 1.0)), log(max(value / of(loss.low), 1.0))
+    spread = 1.2816 * sigma
+    return Prediction(
+        value=value,
+        low=value * exp(-((down**2 + spread**2) ** 0.5)),
+        high=value * exp((up**2 + spread**2) ** 0.5),
+        basis=FORMULA,
+        source=str(quality_model.document()["source"]),
+        terms=(*loss.terms, ("ln(perplexity ratio)", loss.value, "")),
+    )
+
+
+_Key = tuple[str, str, str, int | None, bool, bool]
+
+
+@cache
+def _index() -> dict[_Key, Row]:
+    """Published losses by model, method, type, group size, act order and imatrix; the best dataset of each."""
+    losses: dict[_Key, dict[str, list[float]]] = {}
+    divergences: dict[_Key, list[float]] = {}
+    sources: dict[_Key, str] = {}
+    with data_path("published_quality.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["status"] != "used" or row["algorithm"]:
+                continue
+            key = _key(row)
+            sources.setdefault(key, f"{row['source']} ({row['date']}, {row['dataset']})")
+            if row["metric"] == "kld_mean":
+                divergences.setdefault(key, []).append(float(row["value"]))
+            elif row["ln_ratio"]:
+                losses.setdefault(key, {}).setdefault(row["dataset"], []).append(float(row["ln_ratio"]))
+    return {
+        key: Row(_mean(_best(losses.get(key, {}))), _mean(divergences.get(key, [])), source)
+        for key, source in sources.items()
+    }
+
+
+def _key(row: dict[str, str]) -> _Key:
+    group = int(row["group_size"]) if row["group_size"] else None
+    return row["model"], row["method"], row["type"], group, row["act_order"] == "1", bool(row["imatrix"])
+
+
+def _best(by_dataset: dict[str, list[float]]) -> list[float]:
+    for name in (*_DATASETS, *by_dataset):
+        if name in by_dataset:
+            return by_dataset[name]
+    return []
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _published(model: str, variant: Variant) -> Row | None:
+    index = _index()
+    group = variant.group_size if variant.method in ("awq", "gptq") else None
+    name = "mistral-7b-v0.1" if model == "mistral-7b" else model
+    key = (name, variant.method, variant.type, group, variant.act_order, variant.imatrix)
+    return index.get(key)
+
+
+def formula_only(model: ModelSpec, variant: Variant) -> Prediction | None:
+    """The fitted formula without any published row of this very model, for comparison and tests."""
+    found = _fitted(replace(model, name=""), variant)
+    return _as_ratio(found) if found else None

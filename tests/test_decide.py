@@ -1,0 +1,152 @@
+"""The decision: every row of the owner's matrix speaks where it should, numbers decide, reasons hold numbers."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner import models
+from planner.core.candidate import Candidate
+from planner.core.hardware import HardwareProfile
+from planner.core.workload import OBJECTIVES, Workload
+from planner.decide import Decision, decide, rules
+from planner.decide.rank import memory_bytes, pareto, quality_ratio
+from planner.workflow.survey import profiles, survey
+
+
+def decided(model: str, profile: str, **workload: object) -> Decision:
+    return decide(models.resolve(model), survey(profile), Workload(**workload))  # type: ignore[arg-type]
+
+
+def spoken(decision: Decision) -> set[str]:
+    return {entry.rule for entry in decision.trace}
+
+
+SCENARIOS = [
+    ("gpu-quality-critical", "rtx-4090", {"objective": "quality"}),
+    ("gpu-speed-critical", "rtx-4090", {"objective": "speed"}),
+    ("cpu-inference", "laptop-16gb", {}),
+    ("mixed-cpu-gpu", "rtx-3060", {"context": 32768}),
+    ("fine-tuning", "rtx-4090", {"objective": "finetune"}),
+    ("extreme-compression", "rtx-4090", {"objective": "memory"}),
+    ("maximum-quality", "rtx-4090", {"objective": "quality"}),
+    ("nvidia-12gb", "rtx-4090", {}),
+    ("nvidia-below-12gb", "rtx-3080-10gb", {}),
+    ("apple-silicon", "m3-max-64gb", {}),
+    ("multi-gpu", "2x-rtx-3090", {}),
+    ("many-users", "a100-80gb", {"concurrency": 8}),
+]
+
+
+@pytest.mark.parametrize(("rule", "profile", "workload"), SCENARIOS)
+def test_every_row_of_the_matrix_speaks_where_it_should(rule: str, profile: str, workload: dict[str, object]) -> None:
+    decision = decided("llama-2-13b", profile, **workload)
+    assert rule in spoken(decision)
+    assert all(entry.source for entry in decision.trace)
+
+
+def test_every_rule_of_the_table_has_a_scenario_here() -> None:
+    assert {rule for rule, _, _ in SCENARIOS} == {rule.id for rule in rules.all_rules()}
+
+
+@pytest.mark.parametrize(
+    ("model", "profile", "workload", "method", "types"),
+    [
+        ("llama-2-13b", "rtx-4090", {}, {"awq", "gptq", "gguf"}, None),
+        ("llama-2-7b", "laptop-16gb", {}, {"gguf"}, {"Q4_K_M", "Q4_K_S", "Q5_K_S", "Q5_K_M"}),
+        ("llama-2-13b", "m3-max-64gb", {}, {"gguf"}, None),
+        ("llama-2-7b", "rtx-4090", {"objective": "finetune"}, {"bitsandbytes"}, {"nf4"}),
+        ("llama-2-7b", "h100-80gb", {"objective": "quality"}, {"none", "gguf"}, {"f16", "bf16", "F16", "BF16", "Q8_0"}),
+        ("llama-2-70b", "rtx-4090", {"objective": "memory"}, {"gguf", "gptq"}, None),
+    ],
+)
+def test_choices_an_expert_would_agree_with(
+    model: str, profile: str, workload: dict[str, object], method: set[str], types: set[str] | None
+) -> None:
+    chosen = decided(model, profile, **workload).chosen
+    assert chosen is not None and chosen.variant.method in method
+    assert types is None or chosen.variant.type in types
+
+
+@pytest.mark.parametrize("name", [name for name, _ in profiles()])
+def test_every_profile_gets_an_answer(name: str) -> None:
+    decision = decided("llama-2-13b", name)
+    if decision.chosen is None:
+        assert all(r.reason for r in decision.rejected)
+        assert decided("llama-2-7b", name, context=2048).chosen is not None or "pi" in name or "8gb" in name
+    else:
+        assert_sound(decision, survey(name), Workload())
+
+
+def assert_sound(decision: Decision, hardware: HardwareProfile, workload: Workload) -> None:
+    assert decision.chosen is not None
+    everyone = (decision.chosen, *decision.alternatives)
+    scores = [c.score for c in everyone]
+    assert scores == sorted(scores, key=lambda s: -(s or 0.0))
+    for candidate in everyone:
+        assert candidate.reasons and any(ch.isdigit() for ch in candidate.reasons[0])
+        for device in (*candidate.estimate.memory.devices, candidate.estimate.memory.host):
+            room = (device.capacity_bytes or 1 << 60) * (1 - workload.memory_margin_fraction)
+            assert device.total_bytes <= room
+
+
+def test_a_rejection_names_what_was_needed_and_what_there_is() -> None:
+    decision = decided("llama-2-70b", "rtx-4090", methods=("awq", "none"))
+    assert decision.chosen is None
+    for rejection in decision.rejected:
+        assert rejection.needed and rejection.available and rejection.needed > rejection.available
+        assert rejection.unit == "bytes" and "RTX 4090" in rejection.reason
+
+
+def test_limits_are_kept() -> None:
+    least = decided("llama-2-13b", "laptop-16gb", min_decode_tokens_per_second=1000.0)
+    assert least.chosen is None
+    assert any(r.rule == "min-decode" and r.needed == 1000 for r in least.rejected)
+    capped = decided("llama-2-7b", "rtx-4090", max_memory_bytes=6 << 30)
+    assert capped.chosen is not None
+    assert all(d.total_bytes <= 6 << 30 for d in capped.chosen.estimate.memory.devices)
+
+
+def test_the_cpu_alone_uses_no_gpu() -> None:
+    chosen = decided("llama-2-7b", "rtx-4090", cpu_only=True).chosen
+    assert chosen is not None and chosen.placement.gpu_layers == 0 and chosen.estimate.memory.devices == ()
+
+
+def test_offload_takes_the_most_layers_that_fit() -> None:
+    from dataclasses import replace
+
+    from planner.estimate.memory import memory
+    from planner.estimate.placement import shortage
+
+
+    model, machine = models.resolve("llama-2-13b"), survey("rtx-3080-10gb")
+    chosen = decide(model, machine, Workload(context=16384, types=("Q6_K",), methods=("gguf",))).chosen
+    assert chosen is not None and 0 < chosen.placement.gpu_layers <= model.n_layer
+    more = replace(chosen.placement, gpu_layers=chosen.placement.gpu_layers + 1)
+    assert shortage(memory(model, chosen.variant, chosen.placement, machine), 0.06) is None
+    assert shortage(memory(model, chosen.variant, more, machine), 0.06) is not None
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.sampled_from(["tinyllama-1.1b", "llama-3.1-8b", "qwen3-30b-a3b", "gemma-2-9b"]),
+    st.sampled_from(["rtx-3060", "rtx-4090", "m1-8gb", "laptop-16gb", "2x-rtx-3090"]),
+    st.sampled_from(OBJECTIVES),
+    st.sampled_from([2048, 8192]),
+)
+def test_whatever_is_asked_the_answer_is_sound(model: str, profile: str, objective: str, context: int) -> None:
+    workload = Workload(objective=objective, context=context)
+    decision = decide(models.resolve(model), survey(profile), workload)
+    if decision.chosen is not None:
+        assert_sound(decision, survey(profile), workload)
+        front = [c for c in (decision.chosen, *decision.alternatives) if c.pareto]
+        assert front and no_one_is_dominated(front)
+
+
+def no_one_is_dominated(front: list[Candidate]) -> bool:
+    return all(pareto(tuple(front))) and min(map(memory_bytes, front)) > 0 and min(map(quality_ratio, front)) > 0
+
+
+def test_the_same_question_gets_the_same_answer() -> None:
+    assert decided("llama-2-13b", "rtx-4090") == decided("llama-2-13b", "rtx-4090")
