@@ -104,12 +104,14 @@ class Rows:
 
 
 def row_bits(row: dict[str, str]) -> float:
+    """Bits per weight that stand for the row's type."""
     if row["method"] == "gguf":
         return BITS[row["type"]]
     return float(row["type"][0]) if row["type"].endswith("bit") else {"int8": 8.0}.get(row["type"], 4.0)
 
 
 def usable(row: dict[str, str]) -> bool:
+    """Whether the row has a loss of a quantized model that may be fitted on."""
     lossless = row["type"].lower() in ("f16", "bf16") or row["method"] == "none"
     return (
         row["status"] == "used"
@@ -148,6 +150,7 @@ def fit(rows: Rows, mask: np.ndarray, with_models: bool) -> dict[str, float]:
 
 
 def predict(rows: Rows, factors: dict[str, float], i: int) -> float:
+    """ln(ratio) of row ``i``."""
     total = -rows.bits[i] * np.log(4) - factors["size"] * np.log(rows.params[i] / REFERENCE_PARAMS)
     for name, power in rows.names[i].items():
         total += power * factors.get(name, prior(name)[0])
@@ -155,6 +158,7 @@ def predict(rows: Rows, factors: dict[str, float], i: int) -> float:
 
 
 def leave_one_model_out(rows: Rows) -> np.ndarray:
+    """Prediction of each row by a fit without any row of its model."""
     out = np.full(len(rows), np.nan)
     for model in sorted(set(rows.models)):
         mine = rows.models == model
@@ -215,12 +219,14 @@ def log_errors(rows: Rows, predicted: np.ndarray) -> np.ndarray:
 
 
 def inside(rows: Rows, predicted: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Which rows lie in their interval, widened by the noise as the product does."""
     from planner.estimate.quality import NOISE
 
     return (rows.loss >= predicted * np.exp(low) - NOISE / 2) & (rows.loss <= predicted * np.exp(high) + NOISE / 2)
 
 
 def intervals(rows: Rows, predicted: np.ndarray, mask: np.ndarray) -> dict[str, tuple[float, float, int]]:
+    """10 % and 90 % quantiles of the logarithm of the loss by range of bits."""
     r = log_errors(rows, predicted)
     ranges = np.array([bit_range(b) for b in rows.bits])
     table = {"all": (*np.quantile(r[mask], (0.1, 0.9)), int(mask.sum()))}
@@ -250,6 +256,7 @@ def coverage(rows: Rows, predicted: np.ndarray, factor: float) -> float:
 
 
 def summary(rows: Rows, predicted: np.ndarray) -> dict[str, float]:
+    """The figures of the cross-validation table."""
     error = np.abs(predicted - rows.loss)
     high, low = rows.bits >= 4, rows.bits < 4
     usable_low = low & (rows.bits >= 2.5)
@@ -271,6 +278,7 @@ def summary(rows: Rows, predicted: np.ndarray) -> dict[str, float]:
 
 
 def print_tables(rows: Rows, predicted: np.ndarray, title: str) -> dict[str, float]:
+    """Errors by bits, method and model."""
     figures = summary(rows, predicted)
     print(f"\n{title}")
     print("  " + "  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items()))
@@ -290,6 +298,7 @@ def print_tables(rows: Rows, predicted: np.ndarray, title: str) -> dict[str, flo
 
 
 def toml(name: str, values: dict[str, float | int | str]) -> list[str]:
+    """One TOML table as lines."""
     lines = [f"[{name}]"] if name else []
     for key, value in values.items():
         text = f'"{value}"' if isinstance(value, str) else str(value) if isinstance(value, int) else f"{value:.6g}"
@@ -297,10 +306,11 @@ def toml(name: str, values: dict[str, float | int | str]) -> list[str]:
     return [*lines, ""]
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    """Fit everything; see the module's text."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     rows = Rows()
     outside = leave_one_model_out(rows)
     known = leave_one_type_out(rows)

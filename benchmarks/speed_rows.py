@@ -142,7 +142,7 @@ def make_rows(chosen: list[dict[str, object]], rate: str) -> Rows:
         # the tables with a threads column give it for decode; their prompts ran on all cores
         "threads": column("threads_used" if rate.startswith("decode") else "all_threads"),
         "tokens": column("prompt"),
-        "kv_bytes": column("kv_bytes_per_token") * np.minimum(column("deep"), 60000),
+        "kv_bytes": column("kv_bytes_per_token") * column("deep"),
         "depth": column("depth"),
         "width": column("width"),
         "moe": moe,

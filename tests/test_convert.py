@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import signal
@@ -398,7 +399,8 @@ def side_files() -> dict[str, Any]:
     stated = {"bos_token": {"content": "<s>"}, "added_tokens_decoder": added, "chat_template": [{"name": "default"}]}
     rope = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}
     config = {**CONFIG, "rope_scaling": rope}
-    return dict(zip(SIDE_FILES, (config, tokenizer, stated, {"top_k": 3, "temperature": 0.6}), strict=True))
+    values = (config, tokenizer, stated, {"top_k": 3, "temperature": 0.6})
+    return copy.deepcopy(dict(zip(SIDE_FILES, values, strict=True)))
 
 
 @pytest.fixture(scope="module")
@@ -407,7 +409,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(data=st.data())
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_no_value_in_the_side_files_gives_a_traceback(fuzzed: Path, data: st.DataObject) -> None:
     files = side_files()
     name = data.draw(st.sampled_from(SIDE_FILES))
@@ -418,7 +420,7 @@ def test_no_value_in_the_side_files_gives_a_traceback(fuzzed: Path, data: st.Dat
     node: Any = root
     for key in path[:-1]:
         node = node[key]
-    node[path[-1]] = data.draw(JUNK)
+    node[path[-1]] = copy.deepcopy(data.draw(JUNK))
     files[name] = root[""]
     for file, value in files.items():
         (fuzzed / file).write_text(json.dumps(value))

@@ -211,3 +211,22 @@ def test_same_tokens_as_its_own_tokenizer(checkpoint: tuple[Case, Path, Any], tm
     convert_checkpoint(directory, gguf)
     found = check_tokenizer(directory, gguf)
     assert found.same, found.detail
+
+
+def test_the_text_part_of_a_multimodal_gemma_3(llama_cpp_source: Path, tmp_path: Path) -> None:
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    text = {**SHAPE, "head_dim": 64, "num_hidden_layers": 2, "sliding_window": 16}
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 32, "patch_size": 16}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    directory = tmp_path / "gemma-3-vision"
+    Gemma3ForConditionalGeneration(config).bfloat16().save_pretrained(directory, max_shard_size="1MB")
+    gemma_spm(directory)
+    ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
+    convert_checkpoint(directory, ours, out_type="bf16")
+    make.script_convert(llama_cpp_source, directory, theirs, "bf16")
+    found, expected = header(ours), header(theirs)
+    differing = {key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key)}
+    assert differing <= {*ALLOWED, "GGUF.kv_count"}
+    assert tensors(ours) == tensors(theirs)

@@ -377,5 +377,5 @@ def test_the_demo_model_loses_more_with_fewer_bits(tmp_path: Path) -> None:
         assert trial is not None and trial.comparison is not None
         found[name] = trial.comparison
     assert found["Q8_0"].kl_mean_nats < found["Q4_K_M"].kl_mean_nats / 5 < found["Q2_K"].kl_mean_nats / 25
-    assert found["Q2_K"].log_ratio > 5 * found["Q2_K"].log_ratio_standard_error
+    assert found["Q2_K"].log_ratio > 3 * found["Q2_K"].log_ratio_standard_error
     assert found["Q8_0"].same_top_fraction > found["Q4_K_M"].same_top_fraction > found["Q2_K"].same_top_fraction

@@ -38,6 +38,11 @@ def table(*columns: str, title: str | None = None) -> Table:
     return made
 
 
+def short_rate(value: float) -> str:
+    """Tokens per second for a table: whole from 20 on."""
+    return f"{value:,.0f}" if value >= 20 else f"{value:.1f}" if value >= 2 else f"{value:.2f}"
+
+
 def ranged(prediction: Prediction | None, show: Any) -> str:
     """A prediction with its range: ``48.3 (41.0-55.1)``; ``unknown`` where there is none."""
     if prediction is None:

@@ -27,7 +27,8 @@ def command(model: str, output: str, profile: str | None, workload: Workload, as
     from planner.workflow.recommend import recommend
 
     path = existing(output)
-    made = make_plan(recommend(model, workload, profile=profile, output=path.absolute().parent))
+    answer = recommend(model, workload, profile=profile, output=path.absolute().parent, measure=True)
+    made = make_plan(answer)
     write_atomically(path, plan_text(made))
     if as_json:
         print_json(encode(made))

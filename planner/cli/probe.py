@@ -12,7 +12,7 @@ from planner.core.errors import Exit
 from planner.core.units import format_bytes
 
 if TYPE_CHECKING:
-    from planner.core.hardware import HardwareProfile
+    from planner.core.hardware import Gpu, HardwareProfile
 
 
 @click.command("probe")
@@ -25,7 +25,7 @@ def command(profile: str | None, output: str, save: str | None, no_bandwidth: bo
     """Show what this machine has: GPUs, CPU, memory and its bandwidth, disk."""
     from planner.workflow.survey import save_profile, survey
 
-    found = survey(profile, output=existing(output), measure=not no_bandwidth)
+    found = survey(profile, output=existing(output), measure=not no_bandwidth, again=True)
     if save:
         written = save_profile(found, existing(save))
         click.echo(f"wrote {written}", err=True)
@@ -60,10 +60,7 @@ def show(hardware: HardwareProfile) -> None:
         out.print(f"[dim]note: {note}[/]")
 
 
-def _gpu_line(gpu: object) -> str:
-    from planner.core.hardware import Gpu
-
-    assert isinstance(gpu, Gpu)
+def _gpu_line(gpu: Gpu) -> str:
     parts = [gpu.name, f"{format_bytes(gpu.memory_total_bytes)}, {format_bytes(gpu.usable_bytes())} usable"]
     if gpu.unified_memory:
         parts.append("unified memory")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from planner.cli.options import json_option, profile_option, verbose_option, workload_options
-from planner.cli.output import console, print_json, ranged, table
+from planner.cli.output import console, print_json, ranged, short_rate, table
 from planner.core.errors import Exit
 from planner.core.units import format_bytes, format_count, format_rate
 from planner.core.workload import Workload
@@ -170,12 +170,13 @@ def _alternatives(out: Console, answer: Recommendation, verbose: bool) -> None:
     if not others:
         return
     shown = others if verbose else others[:ALTERNATIVES_SHOWN]
-    made = table("alternative", "file>", "memory>", "decode t/s>", "perplexity ×>", "layers>", "KV", "", "score>")
+    made = table("alternative", "file>", "memory>", "decode t/s>", "perplexity>", "layers>", "KV", "", "score>")
     for candidate in shown:
         made.add_row(*candidate_row(candidate))
     out.print(made)
     if len(others) > len(shown):
-        out.print(f"[dim]{len(others) - len(shown)} more fit; -v lists them. * nothing beats it in all three[/]\n")
+        out.print(f"[dim]{len(others) - len(shown)} more fit; -v lists them[/]")
+    out.print("[dim]ranges are 80 %; perplexity in percent over 16-bit; * nothing beats it in all three[/]\n")
 
 
 def candidate_row(candidate: Candidate) -> tuple[str, ...]:
@@ -186,8 +187,8 @@ def candidate_row(candidate: Candidate) -> tuple[str, ...]:
         candidate.variant.label(),
         format_bytes(estimate.size.file_bytes),
         format_bytes(used.total_bytes),
-        ranged(estimate.speed.decode, format_rate),
-        ranged(estimate.quality.perplexity_ratio, "{:.3f}".format),
+        ranged(estimate.speed.decode, short_rate),
+        ranged(estimate.quality.perplexity_ratio, short_percent),
         str(candidate.placement.gpu_layers),
         candidate.placement.kv_type,
         "*" if candidate.pareto else "",
@@ -195,16 +196,25 @@ def candidate_row(candidate: Candidate) -> tuple[str, ...]:
     )
 
 
+def short_percent(ratio: float) -> str:
+    """A perplexity ratio as a change in percent for a table: ``+1.2``."""
+    return f"{100 * (ratio - 1):+.1f}"
+
+
 def _rejections(out: Console, answer: Recommendation, verbose: bool) -> None:
-    rejected = answer.decision.rejected
-    if not rejected:
+    """Rejected variants, those of one reason in one line, lack of memory first."""
+    lines: dict[str, list[str]] = {}
+    for item in sorted(answer.decision.rejected, key=lambda item: item.rule != "memory"):
+        reason = f"{item.reason}{_numbers(item)} [dim]\\[{item.rule}][/]"
+        lines.setdefault(reason, []).append(f"{item.method.upper()} {item.type}")
+    if not lines:
         return
-    shown = rejected if verbose else rejected[:REJECTIONS_SHOWN]
+    shown = list(lines.items()) if verbose else list(lines.items())[:REJECTIONS_SHOWN]
     out.print("[bold]Not chosen[/]")
-    for item in shown:
-        out.print(f"  · {item.method} {item.type}: {item.reason}{_numbers(item)} [dim]\\[{item.rule}][/]")
-    if len(rejected) > len(shown):
-        out.print(f"  [dim]{len(rejected) - len(shown)} more; -v lists them[/]")
+    for reason, names in shown:
+        out.print(f"  · {', '.join(names)}: {reason}")
+    if len(lines) > len(shown):
+        out.print(f"  [dim]{len(lines) - len(shown)} more reasons; -v lists them[/]")
     out.print()
 
 

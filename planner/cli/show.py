@@ -73,8 +73,10 @@ def show_plan(plan: Plan) -> None:
     for item in plan.expectations:
         low, high = quantity(item.quantity, item.low), quantity(item.quantity, item.high)
         row = (TITLES[item.quantity], quantity(item.quantity, item.predicted), f"{low} - {high}")
-        expected.add_row(*row, f"{item.basis}: {item.source}")
+        expected.add_row(*row, item.basis)
     out.print(expected)
+    for source in dict.fromkeys(item.source for item in plan.expectations):
+        out.print(f"[dim]source: {source}[/]")
     steps = table("step", "makes", "size>")
     for step in plan.steps:
         name = f"{step.name}{' (removed at the end)' if step.intermediate else ''}"

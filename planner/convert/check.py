@@ -27,12 +27,15 @@ PLAIN = (
 )
 """Many scripts, digits, punctuation and emoji; single spaces only, nothing that NFKC would rewrite but ½."""
 WHITESPACE = (
-    "  two  spaces   and    four",
+    "one  two   three    four",
     "a line\nanother\n\n\nthird\ttab \t mixed \n ",
-    "    if x:\n        return y  # four, eight\r\n",
+    "class A:\n    if x:\n        return y  # four, eight\r\n",
 )
-NORMALIZED = ("e\u0301 and n\u0303 decomposed", "ﬁne ｆｕｌｌｗｉｄｔｈ ① x² …")
-"""Texts that a normalizing tokenizer rewrites and llama.cpp mostly does not; a difference is only noted."""
+NORMALIZED = ("e\u0301 and n\u0303 decomposed", "ﬁne ｆｕｌｌｗｉｄｔｈ ① x² …", "  two spaces in front")
+"""Texts that normalizing tokenizers rewrite and llama.cpp does not; a difference is only noted.
+
+Two spaces in front: the ``Metaspace`` of tokenizer.json adds none to a text that begins with one, SentencePiece does.
+"""
 
 Encode = Callable[[str], list[int]]
 

@@ -50,13 +50,16 @@ class Config:
         return checked_number(name, self.values.get(name))
 
     def rope_number(self, name: str, default: float | None = None) -> float:
-        """The rotary setting ``name``.
+        """The rotary setting ``name``, above 0.
 
         Raises:
-            InputError: no number, or absent without a ``default`` (``bad-config``).
+            InputError: no number above 0, or absent without a ``default`` (``bad-config``).
         """
         value = self.rope.get(name)
-        return checked_number(f"rope_parameters.{name}", default if value is None else value)
+        number = checked_number(f"rope_parameters.{name}", default if value is None else value)
+        if number <= 0:
+            raise bad_value(f"rope_parameters.{name}", value, "a number above 0")
+        return number
 
     @property
     def head_dim(self) -> int:

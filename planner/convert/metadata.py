@@ -109,12 +109,14 @@ def _sampling(directory: Path) -> list[tuple[str, Any]]:
     stated = optional_object(directory / "generation_config.json") or {}
     found: list[tuple[str, Any]] = []
     for name, key, kind in _SAMPLING:
-        value = stated.get(name)
-        if kind is str and isinstance(value, str):
-            found.append((key, value))
-        elif kind is not str and isinstance(value, int | float) and not isinstance(value, bool):
-            if abs(value) < MAX_DIMENSION and (kind is float or value == int(value)):
-                found.append((key, kind(value)))
+        value: Any = stated.get(name)
+        if kind is str:
+            usable = isinstance(value, str)
+        else:
+            number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_DIMENSION
+            usable = number and (kind is float or value == int(value))
+        if usable:
+            found.append((key, kind(value)))
     return found
 
 

@@ -222,6 +222,8 @@ def llama_factors(config: Config) -> dict[str, tuple[float, ...]]:
     wavelengths = (2 * math.pi / (np.float32(1.0) / np.float32(base) ** exponents)).astype(np.float32)
     factor, trained = config.rope_number("factor", 8.0), config.rope_number("original_max_position_embeddings", 8192)
     low, high = config.rope_number("low_freq_factor", 1.0), config.rope_number("high_freq_factor", 4.0)
+    if high == low:
+        raise bad_value("rope_parameters.high_freq_factor", high, "another than low_freq_factor")
     factors = []
     for wavelength in wavelengths:
         if wavelength < trained / high:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 STRICT = {"extra": "forbid"}
+ASSUMED = "assumed"
+"""How the basis of a bandwidth begins that nobody measured or published for this machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,7 @@
 """Bytes of llama.cpp's compute buffers per device: a replay of its graph allocator.
 
-A graph of a few layers stands for the whole model, as a layer's tensors are all freed before the next one's: per
-device the first two layers of each kind, and the last. Compiled graphs and results are cached; a replay takes
-less than a millisecond.
+The graph is compiled for a few layers, per device and shape the first two and the last; the layers between repeat
+the second one's events with the sizes of their own weights. Compiled graphs and results are cached.
 """
 
 from __future__ import annotations
@@ -13,14 +12,13 @@ from planner.core.candidate import Placement, Variant
 from planner.core.model import ModelSpec
 from planner.estimate import kv_cache
 from planner.estimate.graph import GLOBAL, WeightKey
-from planner.estimate.graph_alloc import Program, compile_graph, symbol_values
+from planner.estimate.graph_alloc import compile_graph, symbol_values
 from planner.estimate.graph_layers import LayerBuilder, Setting
+from planner.estimate.graph_replay import Program, Step
 from planner.methods import gguf
 
 OFFLOAD_MIN_BATCH = 32
 """Rows from which an operation on a weight in RAM runs on the GPU (``GGML_OP_OFFLOAD_MIN_BATCH`` of ggml-cuda)."""
-HOST_FIRST, HOST_LAST = 12, 3
-"""Layers on the host that are replayed, at its start and end."""
 PIPELINE_COPIES = 4
 """Copies of the inputs when all layers lie on several GPUs (``GGML_SCHED_MAX_COPIES``)."""
 
@@ -65,19 +63,25 @@ def _kinds(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=4096)
-def representatives(kinds: tuple[int, ...], devices: tuple[int, ...], host: int) -> tuple[int, ...]:
-    """Layers that stand for all others: per GPU and kind the first two and the last, and every layer of the host.
+def _plan(
+    shapes: tuple[int, ...], kinds: tuple[int, ...], devices: tuple[int, ...]
+) -> tuple[tuple[tuple[int, int], ...], tuple[Step, ...]]:
+    """The layers to compile, as ``(layer, device)``, and the step of every layer of the model.
 
-    On the host each layer's weights pass through the GPU's buffer, and the gaps they leave take many layers to
-    settle; layers on a GPU settle at once.
+    Per device and shape the first two layers and the last are compiled; the others are like the second.
     """
     members: dict[tuple[int, int], list[int]] = {}
-    on_host = [layer for layer, device in enumerate(devices) if device == host]
-    chosen = {*on_host[:HOST_FIRST], *on_host[-HOST_LAST:]}
-    for layer, key in enumerate(zip(devices, kinds, strict=True)):
+    for layer, key in enumerate(zip(devices, shapes, strict=True)):
         members.setdefault(key, []).append(layer)
-    chosen.update(layer for own in members.values() for layer in (*own[:2], own[-1]))
-    return tuple(sorted(chosen))
+    chosen = sorted({layer for own in members.values() for layer in (*own[:2], own[-1])})
+    position = {layer: at for at, layer in enumerate(chosen)}
+    steps = [Step(0, GLOBAL)]
+    for layer, key in enumerate(zip(devices, shapes, strict=True)):
+        own = members[key]
+        repeated = len(own) > 2 and layer not in (own[0], own[-1])
+        at = position[own[1] if repeated else layer]
+        steps.append(Step(at + 1, layer, kinds[layer] if repeated else None))
+    return tuple((shapes[layer], devices[layer]) for layer in chosen), tuple(steps)
 
 
 @lru_cache(maxsize=1024)
@@ -127,13 +131,12 @@ def _compute_bytes(
     gpu_count: int,
 ) -> tuple[int, ...]:
     out = min(ubatch, batch)
-    layers = representatives(_kinds(model, variant), devices[:-1], gpu_count)
-    shapes = _shape_kinds(model)
+    compiled, steps = _plan(_shape_kinds(model), _kinds(model, variant), devices[:-1])
     setting = Setting(
         flash_attention=flash_attention,
         type_k=kv_type,
         type_v=kv_type,
-        devices=tuple((shapes[layer], devices[layer]) for layer in layers),
+        devices=compiled,
         host=gpu_count,
         output_device=devices[-1],
     )
@@ -143,8 +146,8 @@ def _compute_bytes(
     program = _program(model, setting, offloaded, PIPELINE_COPIES if pipeline else 1)
     tables = _copied_bytes(model, variant)
 
-    def weight_bytes(key: WeightKey) -> int:
+    def weight_bytes(layer: int, key: WeightKey) -> int:
         position, role = key
-        return tables[-1 if position == GLOBAL else layers[position]].get(role, 0)
+        return tables[-1 if position == GLOBAL else layer].get(role, 0)
 
-    return program.peaks(symbol_values(ubatch, out, cells, window), weight_bytes)
+    return program.peaks(symbol_values(ubatch, out, cells, window), steps, weight_bytes)

@@ -35,6 +35,7 @@ class Node:
         "is_input",
         "op",
         "padding",
+        "position",
         "root",
         "scratch",
         "scratch_apart",
@@ -58,6 +59,8 @@ class Node:
         self.weight: WeightKey | None = None
         """Position of the layer and role of a weight, as ``(3, "ffn_down.weight")``."""
         self.is_input = False
+        self.position = GLOBAL
+        """Position of the latest layer that it depends on."""
         self.scratch: Terms = ()
         """What a GPU kernel appends to its result."""
         self.scratch_apart: Terms = ()
@@ -98,6 +101,7 @@ class Graph:
         self.seen.add(node)
         for source in node.src:
             self.expand(source)
+            node.position = max(node.position, source.weight[0] if source.weight else source.position)
         (self.nodes if node.op != "NONE" else self.leafs).append(node)
 
 

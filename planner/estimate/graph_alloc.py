@@ -1,98 +1,18 @@
-"""What ggml's scheduler and graph allocator make of a graph: which buffer holds what, and how large it grows.
+"""What ggml's scheduler and graph allocator make of a graph: which buffer holds what, and from when to when.
 
-Two steps. :func:`compile_graph` assigns operations to devices, splits the graph and finds when each tensor is
-allocated and freed; this needs no sizes and is done once per kind of graph. :meth:`Program.peaks` replays the
-allocations with sizes. Source: ggml/src/ggml-backend.cpp (``ggml_backend_sched_split_graph``), ggml/src/ggml-alloc.c
-and ``ggml_backend_cuda_graph_optimize`` of llama.cpp as in llama-cpp-python 0.3.36.
+Operations are assigned to devices, the graph is split, and each tensor's allocation and release found. This needs no
+sizes and is done once per kind of graph; :mod:`planner.estimate.graph_replay` then replays it with sizes.
+Source: ggml/src/ggml-backend.cpp (``ggml_backend_sched_split_graph``), ggml/src/ggml-alloc.c and
+``ggml_backend_cuda_graph_optimize`` of llama.cpp as in llama-cpp-python 0.3.36.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from planner.estimate.graph import GLOBAL, IN_PLACE, SYMBOLS, VIEWS, Graph, Node, Terms, WeightKey, root_of
+from planner.estimate.graph_replay import Program, Segment
 
-from planner.core.units import pad
-from planner.estimate.graph import IN_PLACE, SYMBOLS, VIEWS, Graph, Node, Terms, WeightKey, root_of
-
-GPU_ALIGNMENT_BYTES = 128
-HOST_ALIGNMENT_BYTES = 32
-_ENDLESS = 1 << 62
 _MAX_FUSED_EXPERTS = 15
 """Weighted sums over more experts are not fused (``MOE_WEIGHTED_REDUCTION_MAX_EXPERTS``)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """Allocations and frees per device, in order, with symbolic sizes."""
-
-    events: tuple[tuple[int, ...], ...]
-    """Per device: slot ``s`` is allocated (``s``) or freed (``~s``)."""
-    sizes: tuple[Terms, ...]
-    weights: tuple[tuple[int, WeightKey], ...]
-    """Slots that are copies of weights."""
-    split_count: int
-
-    def peaks(self, symbols: Sequence[int], weight_bytes: Callable[[WeightKey], int]) -> tuple[int, ...]:
-        """Bytes of each device's compute buffer; the last device is the host.
-
-        Args:
-            symbols: values of :data:`planner.estimate.graph.SYMBOLS`.
-            weight_bytes: bytes of a weight that is copied to a GPU.
-        """
-        bytes_of = [
-            size[0][0] * symbols[size[0][1]] if len(size) == 1 else sum(factor * symbols[i] for factor, i in size)
-            for size in self.sizes
-        ]
-        for slot, key in self.weights:
-            bytes_of[slot] = weight_bytes(key)
-        last = len(self.events) - 1
-        return tuple(
-            _peak(events, bytes_of, HOST_ALIGNMENT_BYTES if device == last else GPU_ALIGNMENT_BYTES)
-            for device, events in enumerate(self.events)
-        )
-
-
-def _peak(events: tuple[int, ...], bytes_of: list[int], alignment: int) -> int:
-    """Highest address that ggml's best-fit allocator reaches (``ggml_dyn_tallocr_alloc`` and ``…_free_bytes``)."""
-    starts, lengths = [0], [_ENDLESS]
-    where: dict[int, int] = {}
-    peak = 0
-    for event in events:
-        if event >= 0:
-            size = -(-bytes_of[event] // alignment) * alignment
-            best, best_length = len(starts) - 1, _ENDLESS
-            for i in range(len(starts) - 1):
-                if size <= lengths[i] <= best_length:
-                    best, best_length = i, lengths[i]
-            where[event] = start = starts[best]
-            starts[best] += size
-            lengths[best] -= size
-            if not lengths[best]:
-                del starts[best], lengths[best]
-            peak = max(peak, start + size)
-        else:
-            size = -(-bytes_of[~event] // alignment) * alignment
-            if size:
-                _free(starts, lengths, where[~event], size)
-    return peak
-
-
-def _free(starts: list[int], lengths: list[int], start: int, size: int) -> None:
-    i = bisect_left(starts, start)
-    joins_next = i < len(starts) and start + size == starts[i]
-    joins_previous = i > 0 and starts[i - 1] + lengths[i - 1] == start
-    if joins_previous and joins_next:
-        lengths[i - 1] += size + lengths[i]
-        del starts[i], lengths[i]
-    elif joins_previous:
-        lengths[i - 1] += size
-    elif joins_next:
-        starts[i] = start
-        lengths[i] += size
-    else:
-        starts.insert(i, start)
-        lengths.insert(i, size)
 
 
 def compile_graph(graph: Graph, device_count: int, offloaded: frozenset[str], copies: int = 1) -> Program:
@@ -165,7 +85,10 @@ class _Allocation:
         self.copy_of: dict[Node, Node] = {}
         self.early: list[tuple[Node, int]] = []
         self.pinned: set[Node] = set()
-        self.events: list[list[int]] = [[] for _ in range(device_count)]
+        self.events: list[dict[int, list[int]]] = [{} for _ in range(device_count)]
+        """Per device and position of a layer."""
+        self.position = GLOBAL
+        self.gone: dict[int, int] = {}
         self.slots: dict[Node, tuple[int, int]] = {}
         self.sizes: list[Terms] = []
         self.weights: list[tuple[int, WeightKey]] = []
@@ -180,15 +103,30 @@ class _Allocation:
         for node in self.graph.leafs:
             self._allocate(node, self.devices.get(node, self.host))
         for node, device, helper in self.order:
+            self.position = max(self.position, node.position)
             for source in self.sources[node]:
                 self._allocate(source, device)
             if not helper or node in self.copy_of:
                 self._allocate(node, device)
             for source in self.sources[node]:
                 self._release(source)
-        return Program(
-            tuple(tuple(events) for events in self.events), tuple(self.sizes), tuple(self.weights), split_count
-        )
+        segments = tuple(self._segments(device) for device in range(len(self.events)))
+        return Program(segments, tuple(self.sizes), split_count)
+
+    def _segments(self, device: int) -> tuple[Segment, ...]:
+        events = self.events[device]
+        copied = dict(self.weights)
+        found = []
+        for position in range(GLOBAL, self.position + 1):
+            own = events.get(position, [])
+            slots = [event for event in own if event >= 0]
+            before = events.get(position - 1, [])
+            # what lives on for longer than the next layer (masks, positions) is found by its own number
+            carried_in = [e for e in before if e >= 0 and position > 0 and self.gone.get(e) == position]
+            carried_out = [slot for slot in slots if position >= 0 and self.gone.get(slot) == position + 1]
+            weights = tuple((slot, copied[slot]) for slot in slots if slot in copied)
+            found.append(Segment(tuple(own), weights, tuple(carried_in), tuple(carried_out)))
+        return tuple(found)
 
     def _split(self) -> int:
         splits: list[tuple[int, list[Node], list[Node]]] = []
@@ -231,6 +169,7 @@ class _Allocation:
             copy = copied[source, device]
             keep = Node("NONE", ())
             self.sources[keep], self.sources[copy] = (source,), ()
+            keep.position = copy.position = nodes[0].position
             self.order += [(keep, self.devices[source], True), (copy, device, True)]
             if self.copies > 1:
                 self._pin(copy, device)
@@ -277,7 +216,7 @@ class _Allocation:
         if node.weight is not None:
             self.weights.append((slot, node.weight))
         self.slots[node] = (slot, device)
-        self.events[device].append(slot)
+        self.events[device].setdefault(self.position, []).append(slot)
 
     def _reuse(self, node: Node) -> bool:
         for parent in self.sources[node]:
@@ -305,7 +244,8 @@ class _Allocation:
     def _free(self, node: Node) -> None:
         slot, device = self.slots.get(node, (-1, 0))
         if slot >= 0 and node not in self.pinned:
-            self.events[device].append(~slot)
+            self.gone[slot] = self.position
+            self.events[device].setdefault(self.position, []).append(~slot)
             self.slots[node] = (-1, device)
 
 
@@ -333,8 +273,3 @@ def symbol_values(u: int, out: int, kv: int, kvs: int) -> tuple[int, ...]:
     values = (1, u, out, kv, kvs, u * kv, u * kvs)
     assert len(values) == len(SYMBOLS)
     return values
-
-
-def host_padded(value: int) -> int:
-    """``value`` as the host's buffers round it."""
-    return pad(value, HOST_ALIGNMENT_BYTES)

@@ -48,6 +48,7 @@ def quality(model: ModelSpec, variant: Variant, calibration: Calibration | None 
 def _base(model: ModelSpec, variant: Variant) -> tuple[Prediction | None, Prediction | None]:
     if variant.method == "none" or (variant.method == "gguf" and variant.type in quality_model.LOSSLESS):
         return _lossless()
+    variant = _effective(model, variant)
     fitted = _fitted(model, variant)
     row = _published(model.name, variant)
     if row is None:
@@ -56,6 +57,17 @@ def _base(model: ModelSpec, variant: Variant) -> tuple[Prediction | None, Predic
         return (_as_ratio(fitted) if fitted else None), _divergence(fitted, row)
     published = _Loss(row.log_ratio, *_published_range(row.log_ratio), PUBLISHED, row.source, ())
     return _as_ratio(published), _divergence(published, row)
+
+
+def _effective(model: ModelSpec, variant: Variant) -> Variant:
+    """MXFP4_MOE stores experts that were trained in MXFP4 as they are, and has none in a dense model: both are Q8_0.
+
+    llama.cpp src/llama-quant.cpp: with this type everything but the experts becomes Q8_0.
+    """
+    lossless_experts = model.mixture is None or model.dtype == "mxfp4"
+    if variant.method == "gguf" and variant.type == "MXFP4_MOE" and lossless_experts:
+        return replace(variant, type="Q8_0")
+    return variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +146,7 @@ def _divergence(loss: _Loss | None, row: Row | None) -> Prediction | None:
     scale, power, sigma = float(relation["scale"]), float(relation["power"]), float(relation["sigma"])
 
     def of(log_ratio: float) -> float:
-        return scale * float(max(log_ratio, 1e-5)) ** power
+        return float(scale * max(log_ratio, 1e-5) ** power)
 
     value = of(loss.value)
     up, down = log(max(of(loss.high) / value, 1.0)), log(max(value / of(loss.low), 1.0))

@@ -9,13 +9,13 @@ that line is its class and type factor. Factors are fitted by ``benchmarks/fit_q
 from __future__ import annotations
 
 import re
-import tomllib
 from functools import cache
 from math import prod
 from typing import Any
 
 from planner.core.candidate import Variant
 from planner.core.data import data_path
+from planner.estimate.coefficients import read_coefficients
 
 REFERENCE_PARAMS = 8e9
 LOSSLESS = frozenset({"F32", "F16", "BF16"})
@@ -25,8 +25,7 @@ _GROUP = 128
 @cache
 def document() -> dict[str, Any]:
     """The parsed coefficient file."""
-    with data_path("quality_model.toml").open("rb") as file:
-        return tomllib.load(file)
+    return read_coefficients(data_path("quality_model.toml"))
 
 
 def type_class(method: str, type_: str) -> str:

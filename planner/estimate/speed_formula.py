@@ -8,12 +8,15 @@ from planner.core.candidate import Placement, Variant
 from planner.core.hardware import Gpu, HardwareProfile
 from planner.estimate import speed_terms
 from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class, is_ultra
-from planner.estimate.speed_model import coefficients
+from planner.estimate.speed_model import coefficients, document
 from planner.estimate.speed_terms import Case, type_class
 from planner.estimate.speed_work import Work
 
 Terms = tuple[tuple[str, float, str], ...]
 
+_BACKENDS = ("cuda", "rocm", "vulkan", "metal", "sycl")
+_EAGER = ("gptqmodel", "autogptq", "bitsandbytes", "peft")
+"""Runtimes that run transformers' own model code, kernel by kernel."""
 CROSSING_SECONDS = 6e-5
 """Handing the hidden state from GPU to CPU and back once per token: two synchronisations of a command queue.
 About 20-30 microseconds each (CUDA's cudaStreamSynchronize on Linux); the state itself is a few kilobytes."""
@@ -64,7 +67,7 @@ def site(placement: Placement, hardware: HardwareProfile) -> Site:
 def gpu_case(work: Work, variant: Variant, gpu: Gpu) -> Case:
     """The coefficients' case of ``variant`` on ``gpu``."""
     return Case(
-        backend=gpu.backend,
+        backend=gpu.backend if gpu.backend in _BACKENDS else "vulkan",
         chip=chip_class(gpu),
         type_class=type_class(variant.type),
         moe=work.moe,
@@ -285,6 +288,8 @@ def _serving_case(work: Work, variant: Variant, gpu: Gpu) -> Case:
     from dataclasses import replace
 
     runtime = "exllama" if variant.runtime.startswith("exllama") else variant.runtime
+    if f"layer_seconds.{runtime}" not in document()["serving_decode"]["factors"]:
+        runtime = "transformers" if runtime in _EAGER else "vllm"
     return replace(gpu_case(work, variant, gpu), runtime=runtime, type_class="", hybrid=False, gemma=False, ultra=False)
 
 

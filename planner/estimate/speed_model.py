@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable
 from functools import cache
 from math import prod
@@ -10,6 +9,7 @@ from typing import Any
 
 from planner.core.data import data_path
 from planner.estimate import speed_terms
+from planner.estimate.coefficients import read_coefficients
 from planner.estimate.speed_terms import Case, Roles
 
 _ROLES: dict[str, Callable[[Case], Roles]] = {
@@ -25,8 +25,7 @@ _ROLES: dict[str, Callable[[Case], Roles]] = {
 @cache
 def document() -> dict[str, Any]:
     """The parsed coefficient file."""
-    with data_path("speed_model.toml").open("rb") as file:
-        return tomllib.load(file)
+    return read_coefficients(data_path("speed_model.toml"))
 
 
 @cache

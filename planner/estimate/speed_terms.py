@@ -239,6 +239,8 @@ def serving_roles(case: Case) -> Roles:
             f"layer_seconds.chip.{c}",
             *(("layer_seconds.moe",) if case.moe else ()),
         ),
+        "token_seconds": (f"token_seconds.{r}",),
+        "overlap": (f"overlap.{r}",),
         "kv_efficiency": (f"kv_efficiency.{r}",),
         "matmul": ("matmul", f"matmul.{r}", f"matmul.method.{m}"),
     }
@@ -247,9 +249,16 @@ def serving_roles(case: Case) -> Roles:
 def serving_decode_seconds(
     *, weight_bytes: float, layers: float, kv_bytes: float, bandwidth: float, k: dict[str, float]
 ) -> tuple[float, float, float]:
-    """Seconds of one token in vLLM, transformers, ExLlama …: (weights, launches, KV cache)."""
+    """Seconds of one token in vLLM, transformers, ExLlama …: (weights, what launches add, KV cache).
+
+    Where Python launches every kernel (transformers) the GPU works behind it, so the longer of the two decides;
+    with CUDA graphs (vLLM) the cost per layer adds to the weights.
+    """
     weights = weight_bytes / (bandwidth * k["efficiency"])
-    return weights, layers * k["layer_seconds"], kv_bytes / (bandwidth * k["kv_efficiency"])
+    launches = layers * k["layer_seconds"] + k["token_seconds"]
+    q = k["overlap"]
+    both = (weights**q + launches**q) ** (1 / q)
+    return weights, both - weights, kv_bytes / (bandwidth * k["kv_efficiency"])
 
 
 def serving_prefill_seconds(

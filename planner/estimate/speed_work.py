@@ -120,4 +120,4 @@ def work(model: ModelSpec, variant: Variant, placement: Placement) -> Work:
 
 def typical_layers(params: float) -> float:
     """Layers of a Llama-shaped model of ``params`` weights, where only the size is known."""
-    return (params / LAYER_CUBE) ** (1 / 3)
+    return float((params / LAYER_CUBE) ** (1 / 3))

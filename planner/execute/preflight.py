@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from pathlib import Path
 
-from planner.core.errors import ExecutionFailed, MissingDependency, QplanError, StalePlan
+from planner.core.errors import ExecutionFailed, MissingDependency, StalePlan
+from planner.core.hardware import HardwareProfile
 from planner.core.plan import Plan, Step
 from planner.core.units import MIB, format_bytes
 from planner.execute import receipts
@@ -79,26 +79,27 @@ def check_output(plan: Plan, output: Path) -> None:
             )
 
 
-def check_room(steps: tuple[Step, ...], output: Path, memory_bytes: int | None) -> None:
+def check_room(steps: tuple[Step, ...], here: HardwareProfile) -> None:
     """Refuse to start what the disk or the memory cannot hold.
 
     Raises:
-        QplanError: ``no-space`` or ``no-memory`` with needed and free.
+        ExecutionFailed: ``no-space`` or ``no-memory`` with needed and free.
     """
     needed = sum(step.predicted_bytes or 0 for step in steps) + DISK_MARGIN_BYTES
-    free = shutil.disk_usage(output).free
-    if steps and needed > free:
+    free = here.disk.free_bytes if here.disk else None
+    if steps and free is not None and needed > free:
         raise ExecutionFailed(
-            f"not enough disk space at {output}",
+            f"not enough disk space at {here.disk.path if here.disk else 'the output'}",
             numbers=f"needs {format_bytes(needed)}, {format_bytes(free)} free",
             hint="free some space or choose another --output",
             code="no-space",
         )
     peak = max((step.predicted_peak_bytes or 0 for step in steps), default=0)
-    if memory_bytes is not None and peak > memory_bytes:
-        raise QplanError(
+    available = here.memory.usable_bytes()
+    if available is not None and peak > available:
+        raise ExecutionFailed(
             "not enough memory to quantize",
-            numbers=f"needs {format_bytes(peak)}, {format_bytes(memory_bytes)} available",
+            numbers=f"needs {format_bytes(peak)}, {format_bytes(available)} available",
             hint="close other programs, or quantize on a machine with more memory",
             code="no-memory",
         )

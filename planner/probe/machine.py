@@ -23,7 +23,11 @@ _Found = tuple[Cpu, Memory, tuple[Gpu, ...], list[str]]
 
 
 def probe(
-    *, output: Path | None = None, measure_bandwidth: bool = True, runner: Reader | None = None
+    *,
+    output: Path | None = None,
+    measure_bandwidth: bool = True,
+    again: bool = False,
+    runner: Reader | None = None,
 ) -> HardwareProfile:
     """This machine as it is now. A source that is absent or lies leaves ``None`` and a note; nothing is raised.
 
@@ -31,6 +35,7 @@ def probe(
         output: where a model would be written, for the free disk space; the working directory by default.
         measure_bandwidth: measure the memory bandwidth (about a second) if it never was on this machine; otherwise
             the last measurement counts, else the published figure.
+        again: measure it although it was measured before; the larger figure is kept.
         runner: where files and tools are read; the machine itself by default.
     """
     reader = runner or Reader()
@@ -42,7 +47,7 @@ def probe(
         cpu, memory, gpus, notes = linux_machine(reader)
     else:
         cpu, memory, gpus, notes = _other_machine(reader)
-    memory, more = with_bandwidth(reader, cpu, memory, measure=measure_bandwidth)
+    memory, more = with_bandwidth(reader, cpu, memory, measure=measure_bandwidth, again=again)
     disk, disk_notes = free_disk(output)
     return HardwareProfile(
         name="this machine",
@@ -83,11 +88,13 @@ def _other_machine(reader: Reader) -> _Found:
     return cpu, memory, gpus, [*cpu_notes, *memory_notes, *gpu_notes]
 
 
-def with_bandwidth(reader: Reader, cpu: Cpu, memory: Memory, *, measure: bool) -> tuple[Memory, list[str]]:
+def with_bandwidth(
+    reader: Reader, cpu: Cpu, memory: Memory, *, measure: bool, again: bool = False
+) -> tuple[Memory, list[str]]:
     """``memory`` with its bandwidth: measured before, measured now, published, or unknown with a note."""
     known = measured.cached(cpu, memory)
-    if known is None and measure:
-        known = measured.measure(reader, cpu, memory)
+    if measure and (known is None or again):
+        known = measured.measure(reader, cpu, memory) or known
     if known is not None:
         basis = f"measured {known.date} with {known.thread_count} threads"
         return replace(memory, bandwidth_bytes_per_second=known.bytes_per_second, bandwidth_basis=basis), []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -34,8 +33,8 @@ _NORMAL_80 = 1.2816
 """Half-width of a normal distribution's 80 % interval, in standard errors."""
 _QUALITY_SHARE = 0.5
 """Of the time budget, when quality is measured too."""
-_BUSY_LOAD_FRACTION = 0.5
-"""Other programs' share of the cores above which a note says that speeds are too low."""
+_IDLE_SHARE = 0.9
+"""Share of its cores' time below which a measured speed is noted as too low."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +98,7 @@ def verify_artifact(
         ExecutionFailed: the child crashed, or the model gives numbers that are not finite.
     """
     files = gguf_files(artifact)
-    notes = _busy_notes(hardware)
+    notes: list[str] = []
     placement = replace(placement, threads=placement.threads or hardware.cpu.inference_threads())
     share = 1 - _QUALITY_SHARE if reference else 1.0
     ask = TrialRequest(kind=SPEED, model_path=str(files[0]), placement=placement, budget_seconds=budget_seconds * share)
@@ -152,15 +151,19 @@ def gguf_files(artifact: Path) -> tuple[Path, ...]:
     return tuple(artifact.with_name(name) for name in shard_names(artifact.name))
 
 
-def _busy_notes(hardware: HardwareProfile) -> list[str]:
-    cores = hardware.cpu.logical_core_count or os.cpu_count() or 1
-    try:
-        load = os.getloadavg()[0]
-    except (OSError, AttributeError):
+def _busy_notes(speed: SpeedTrial) -> list[str]:
+    """llama.cpp's threads spin while they wait, so on an idle machine they have all of their cores' time."""
+    if speed.gpu_layers > 0:
         return []
-    if load <= _BUSY_LOAD_FRACTION * cores:
-        return []
-    return [f"other programs were busy ({load:.1f} running on {cores} cores): the speeds are lower than this machine's"]
+    notes = []
+    for quantity, taken in ((PREFILL, speed.prefill), (DECODE, speed.decode)):
+        share = taken.cpu_seconds / (speed.threads * sum(taken.seconds_per_sample))
+        if share < _IDLE_SHARE:
+            notes.append(
+                f"other programs were busy: llama.cpp had {share:.0%} of its {speed.threads} cores while "
+                f"{quantity} was measured, so it is lower than this machine's; verify again when it is idle"
+            )
+    return notes
 
 
 def _speed(request: TrialRequest, progress: Progress | None, notes: list[str]) -> TrialResult | None:
@@ -229,6 +232,7 @@ def _exact(value: float) -> Measured:
 
 def _speed_quantities(speed: SpeedTrial, notes: list[str]) -> dict[str, Measured]:
     memory, rates = speed.memory, {PREFILL: speed.prefill, DECODE: speed.decode}
+    notes.extend(_busy_notes(speed))
     for quantity, taken in rates.items():
         if len(taken.samples) == 1:
             notes.append(f"{quantity} is of one sample: a second would have exceeded the time allowed")

@@ -88,6 +88,7 @@ def sample_rates(
     rates: list[float] = []
     counts: list[int] = []
     times: list[float] = []
+    cpu_seconds = 0.0
     began = time.perf_counter()
     last = 0.0
     while len(rates) < repetitions and (not rates or time.perf_counter() - began + last < budget_seconds):
@@ -95,14 +96,20 @@ def sample_rates(
         tokens, seconds = 0, 0.0
         while tokens == 0 or seconds < _SHORTEST_SAMPLE_SECONDS:
             before()
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             tokens += work()
             seconds += time.perf_counter() - start
+            cpu_seconds += time.process_time() - cpu_start
         rates.append(tokens / seconds)
         counts.append(tokens)
         times.append(seconds)
         last = time.perf_counter() - sample_began
-    return Samples(samples=tuple(rates), tokens_per_sample=tuple(counts), seconds_per_sample=tuple(times))
+    return Samples(
+        samples=tuple(rates),
+        tokens_per_sample=tuple(counts),
+        seconds_per_sample=tuple(times),
+        cpu_seconds=cpu_seconds,
+    )
 
 
 def measure_speed(

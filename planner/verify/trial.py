@@ -49,6 +49,8 @@ class Samples:
     samples: tuple[float, ...]
     tokens_per_sample: tuple[int, ...]
     seconds_per_sample: tuple[float, ...]
+    cpu_seconds: float = 0.0
+    """CPU time of all threads over all samples; below threads × seconds, others had the cores."""
 
     @property
     def median(self) -> float:

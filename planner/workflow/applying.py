@@ -75,7 +75,7 @@ def check(plan: Plan, output: Path, *, hash_files: bool = True) -> HardwareProfi
         preflight.check_model_files(plan, local)
     preflight.check_output(plan, output)
     steps = runner.pending(plan, output, reference_needed=True)
-    preflight.check_room(steps, output, here.memory.usable_bytes())
+    preflight.check_room(steps, here)
     return here
 
 

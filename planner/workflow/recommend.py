@@ -26,7 +26,12 @@ class Recommendation:
 
 
 def recommend(
-    model_text: str, workload: Workload, *, profile: str | None = None, output: Path | None = None
+    model_text: str,
+    workload: Workload,
+    *,
+    profile: str | None = None,
+    output: Path | None = None,
+    measure: bool = False,
 ) -> Recommendation:
     """How to run a model best.
 
@@ -35,6 +40,7 @@ def recommend(
         workload: what for.
         profile: a captured machine to plan for instead of this one.
         output: where the model would be written.
+        measure: measure the memory bandwidth if it never was on this machine.
 
     Raises:
         UsageError: the workload asks for something that does not exist.
@@ -45,7 +51,7 @@ def recommend(
 
     check_workload(workload)
     model = models.resolve(model_text)
-    hardware = survey(profile, output=output)
+    hardware = survey(profile, output=output, measure=measure)
     decision = decide(model, hardware, workload, calibration_of(hardware))
     return Recommendation(
         model=model, hardware=hardware, workload=workload, decision=decision, simulated=profile is not None

@@ -1,0 +1,153 @@
+"""Replay of ggml's graph allocator: how large a compute buffer grows, given when each tensor comes and goes.
+
+The events of a program are cut at the layers. A layer that is like another one is replayed from the other's events,
+and if the buffer's free blocks were the same before it, its outcome is known already: after a few layers the replay
+only looks up. Source: ggml/src/ggml-alloc.c of llama.cpp as in llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from planner.estimate.graph import Terms, WeightKey
+
+GPU_ALIGNMENT_BYTES = 128
+HOST_ALIGNMENT_BYTES = 32
+_ENDLESS = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """What one layer does to one device's buffer."""
+
+    events: tuple[int, ...]
+    """Slot ``s`` is allocated (``s``) or freed (``~s``)."""
+    weights: tuple[tuple[int, WeightKey], ...]
+    """Slots that hold copies of weights."""
+    carried_in: tuple[int, ...]
+    """Slots that the layer before left for this one."""
+    carried_out: tuple[int, ...]
+    """Slots that this layer leaves for the next one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One layer of the model: which segment it replays, and whose weights."""
+
+    segment: int
+    layer: int
+    kind: int | None = None
+    """Equal for layers with the same segment and the same sizes; ``None`` if it must be replayed itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Allocations and frees per device, cut at the layers, with symbolic sizes."""
+
+    devices: tuple[tuple[Segment, ...], ...]
+    sizes: tuple[Terms, ...]
+    split_count: int
+
+    def peaks(
+        self, symbols: Sequence[int], steps: Sequence[Step], weight_bytes: Callable[[int, WeightKey], int]
+    ) -> tuple[int, ...]:
+        """Bytes of each device's compute buffer; the last device is the host.
+
+        Args:
+            symbols: values of :data:`planner.estimate.graph.SYMBOLS`.
+            steps: the model's layers; the first stands for what comes before them.
+            weight_bytes: bytes of a weight of a layer.
+        """
+        bytes_of = [
+            size[0][0] * symbols[size[0][1]] if len(size) == 1 else sum(factor * symbols[i] for factor, i in size)
+            for size in self.sizes
+        ]
+        last = len(self.devices) - 1
+        return tuple(
+            _Buffer(HOST_ALIGNMENT_BYTES if device == last else GPU_ALIGNMENT_BYTES, bytes_of, weight_bytes).run(
+                segments, steps
+            )
+            for device, segments in enumerate(self.devices)
+        )
+
+
+class _Buffer:
+    """One device's buffer: free blocks in the order of their addresses, of which the last is endless."""
+
+    def __init__(self, alignment: int, bytes_of: list[int], weight_bytes: Callable[[int, WeightKey], int]) -> None:
+        self.alignment = alignment
+        self.bytes_of = [-(-size // alignment) * alignment for size in bytes_of]
+        self.weight_bytes = weight_bytes
+        self.starts, self.lengths = [0], [_ENDLESS]
+        self.where: dict[int, int] = {}
+        self.peak = 0
+
+    def run(self, segments: tuple[Segment, ...], steps: Sequence[Step]) -> int:
+        """The highest address reached over all ``steps``."""
+        known: dict[object, tuple[list[int], list[int], tuple[int, ...]]] = {}
+        left: tuple[int, ...] = ()
+        for step in steps:
+            segment = segments[step.segment]
+            places = [self.where[slot] for slot in left]
+            self.where.update(zip(segment.carried_in, places, strict=False))
+            if not segment.events:
+                left = segment.carried_out or left
+                continue
+            left = segment.carried_out
+            if step.kind is None:
+                self._replay(segment, step.layer)
+                continue
+            key = (step.kind, step.segment, tuple(self.starts), tuple(self.lengths), tuple(places))
+            if key in known:
+                starts, lengths, places_out = known[key]
+                self.starts, self.lengths = starts.copy(), lengths.copy()
+                self.where.update(zip(left, places_out, strict=True))
+                continue
+            self._replay(segment, step.layer)
+            known[key] = (self.starts.copy(), self.lengths.copy(), tuple(self.where[slot] for slot in left))
+        return self.peak
+
+    def _replay(self, segment: Segment, layer: int) -> None:
+        for slot, key in segment.weights:
+            self.bytes_of[slot] = -(-self.weight_bytes(layer, key) // self.alignment) * self.alignment
+        bytes_of, where = self.bytes_of, self.where
+        for event in segment.events:
+            if event >= 0:
+                where[event] = self._allocate(bytes_of[event])
+            elif bytes_of[~event]:
+                self._free(where[~event], bytes_of[~event])
+
+    def _allocate(self, size: int) -> int:
+        """Best fit among the blocks, the endless one only if none fits (``ggml_dyn_tallocr_alloc``)."""
+        starts, lengths = self.starts, self.lengths
+        best, best_length = len(starts) - 1, _ENDLESS
+        for i in range(len(starts) - 1):
+            if size <= lengths[i] <= best_length:
+                best, best_length = i, lengths[i]
+        start = starts[best]
+        starts[best] += size
+        lengths[best] -= size
+        if not lengths[best]:
+            del starts[best], lengths[best]
+        self.peak = max(self.peak, start + size)
+        return start
+
+    def _free(self, start: int, size: int) -> None:
+        """Return a block and join it with its neighbours (``ggml_dyn_tallocr_free_bytes``)."""
+        starts, lengths = self.starts, self.lengths
+        i = bisect_left(starts, start)
+        joins_next = i < len(starts) and start + size == starts[i]
+        joins_previous = i > 0 and starts[i - 1] + lengths[i - 1] == start
+        if joins_previous and joins_next:
+            lengths[i - 1] += size + lengths[i]
+            del starts[i], lengths[i]
+        elif joins_previous:
+            lengths[i - 1] += size
+        elif joins_next:
+            starts[i] = start
+            lengths[i] += size
+        else:
+            starts.insert(i, start)
+            lengths.insert(i, size)

@@ -1,0 +1,210 @@
+"""Quality predictions: order of types, sizes and families, and which number wins."""
+
+from __future__ import annotations
+
+from math import log
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.core.candidate import Variant
+from planner.core.data import data_path, read_table
+from planner.core.estimates import FORMULA, MEASURED, PUBLISHED
+from planner.core.measurement import KL_DIVERGENCE, PERPLEXITY_RATIO, Calibration, Measurement
+from planner.core.model import ModelSpec
+from planner.estimate import quality_model
+from planner.estimate.quality import formula_only, quality
+from planner.models import catalog
+from planner.models.fingerprint import shape_sha256
+
+K_TYPES = ("Q2_K_S", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K")
+I_TYPES = (
+    "IQ1_S",
+    "IQ1_M",
+    "IQ2_XXS",
+    "IQ2_XS",
+    "IQ2_S",
+    "IQ2_M",
+    "IQ3_XXS",
+    "IQ3_XS",
+    "IQ3_S",
+    "IQ3_M",
+    "IQ4_XS",
+    "IQ4_NL",
+)
+LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+NAMES = ("llama-2-7b", "llama-3.1-8b", "qwen2.5-7b", "gemma-3-4b", "mistral-7b-v0.3", "qwen3-30b-a3b", "tinyllama-1.1b")
+
+
+def model_of(name: str) -> ModelSpec:
+    found = catalog.lookup(name)
+    assert found is not None
+    return found
+
+
+def gguf(type_: str, imatrix: bool = False) -> Variant:
+    return Variant(method="gguf", format="gguf", runtime="llama.cpp", type=type_, imatrix=imatrix)
+
+
+def served(method: str, type_: str, group: int | None = None, act_order: bool = False) -> Variant:
+    return Variant(method=method, format=method, runtime="vllm", type=type_, group_size=group, act_order=act_order)
+
+
+def loss(name: str, variant: Variant) -> float:
+    found = formula_only(model_of(name), variant)
+    assert found is not None
+    return found.value
+
+
+@pytest.mark.parametrize("ladder", [K_TYPES, I_TYPES, LEGACY], ids=["K", "I", "legacy"])
+@pytest.mark.parametrize("imatrix", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_more_bits_are_never_worse(name: str, imatrix: bool, ladder: tuple[str, ...]) -> None:
+    order = sorted(ladder, key=lambda t: quality_model.document()["bits"][t])
+    losses = [loss(name, gguf(t, imatrix)) for t in order]
+    assert losses == sorted(losses, reverse=True)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    type_=st.sampled_from(K_TYPES + I_TYPES + LEGACY),
+    sizes=st.tuples(st.floats(1e8, 1e12), st.floats(1e8, 1e12)),
+    family=st.sampled_from(("llama-2", "llama-3", "qwen3", "unheard-of")),
+)
+def test_a_larger_model_never_loses_more(type_: str, sizes: tuple[float, float], family: str) -> None:
+    small, large = (quality_model.log_ratio(gguf(type_), family, size, None) for size in sorted(sizes))
+    assert small and large
+    assert large[0] <= small[0] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("type_", K_TYPES + LEGACY)
+def test_an_importance_matrix_helps(type_: str) -> None:
+    assert loss("llama-3.2-3b", gguf(type_, imatrix=True)) <= loss("llama-3.2-3b", gguf(type_))
+
+
+def test_llama_3_is_more_fragile_than_llama_2() -> None:
+    assert log(loss("llama-3.1-8b", gguf("Q4_K_M"))) > 1.5 * log(loss("llama-2-7b", gguf("Q4_K_M")))
+
+
+def test_group_size_bits_and_order_of_gpu_methods() -> None:
+    rate = {g: loss("llama-3.1-8b", served("gptq", "4bit", g)) for g in (-1, 128, 64, 32)}
+    assert rate[-1] > rate[128] > rate[64] > rate[32] > 1
+    assert loss("llama-3.1-8b", served("gptq", "3bit", 128)) > rate[128]
+    assert loss("llama-3.1-8b", served("gptq", "8bit", 128)) < 1.002
+    assert loss("llama-3.1-8b", served("gptq", "4bit", 128, act_order=True)) < rate[128]
+    assert loss("llama-3.1-8b", served("awq", "4bit", 128)) < rate[128]
+    assert loss("llama-3.1-8b", served("bitsandbytes", "fp4")) > loss("llama-3.1-8b", served("bitsandbytes", "nf4"))
+    assert loss("llama-3.1-8b", served("bitsandbytes", "int8")) < 1.01
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(NAMES),
+    type_=st.sampled_from(K_TYPES + I_TYPES + LEGACY + ("F16", "BF16")),
+    imatrix=st.booleans(),
+)
+def test_intervals_contain_the_value(name: str, type_: str, imatrix: bool) -> None:
+    found = quality(model_of(name), gguf(type_, imatrix))
+    assert found.perplexity_ratio and found.kl_divergence_nats
+    for p in (found.perplexity_ratio, found.kl_divergence_nats):
+        assert p.low <= p.value <= p.high and p.source
+    assert found.kl_divergence_nats.low >= 0
+
+
+@pytest.mark.parametrize("variant", [gguf("F16"), gguf("BF16"), served("none", "bf16")])
+def test_16_bits_lose_nothing(variant: Variant) -> None:
+    found = quality(model_of("llama-2-7b"), variant).perplexity_ratio
+    assert found and found.value == 1.0 and found.high - found.low < 0.002
+
+
+def test_unknown_type_is_unknown() -> None:
+    found = quality(model_of("llama-2-7b"), gguf("Q9_Z"))
+    assert found.perplexity_ratio is None and found.kl_divergence_nats is None and found.notes
+
+
+def test_mxfp4_of_a_dense_model_is_q8_0() -> None:
+    dense = model_of("llama-2-7b")
+    assert quality(dense, gguf("MXFP4_MOE")).perplexity_ratio == quality(dense, gguf("Q8_0")).perplexity_ratio
+
+
+def test_published_beats_formula_and_measured_beats_both() -> None:
+    model, variant = model_of("llama-3-8b"), gguf("Q4_K_M")
+    published = quality(model, variant)
+    assert published.perplexity_ratio and published.kl_divergence_nats
+    assert published.perplexity_ratio.basis == published.kl_divergence_nats.basis == PUBLISHED
+    assert published.perplexity_ratio.value == pytest.approx(6.407115 / 6.23316, rel=1e-5)
+    assert published.kl_divergence_nats.value == pytest.approx(0.031273)
+    assert "llama.cpp" in published.perplexity_ratio.source
+    rows = tuple(
+        Measurement(
+            quantity=quantity,
+            value=value,
+            low=value,
+            high=value * 1.001,
+            model=model.name,
+            model_sha256=shape_sha256(model),
+            method="gguf",
+            runtime="llama.cpp",
+            type="Q4_K_M",
+        )
+        for quantity, value in ((PERPLEXITY_RATIO, 1.05), (KL_DIVERGENCE, 0.05))
+    )
+    here = quality(model, variant, Calibration(hardware_identity="x", measurements=rows))
+    assert here.perplexity_ratio and (here.perplexity_ratio.value, here.perplexity_ratio.basis) == (1.05, MEASURED)
+    assert here.kl_divergence_nats and here.kl_divergence_nats.value == 0.05
+    other = quality(model, gguf("Q5_K_M"), Calibration(hardware_identity="x", measurements=rows))
+    assert other.perplexity_ratio and other.perplexity_ratio.basis == FORMULA
+
+
+def test_a_measurement_of_another_model_of_the_same_shape_does_not_count() -> None:
+    model, variant = model_of("llama-3-8b"), gguf("Q4_K_M")
+    alien = Measurement(
+        quantity=PERPLEXITY_RATIO,
+        value=2.0,
+        low=2.0,
+        high=2.0,
+        model="another-8b",
+        model_sha256=shape_sha256(model),
+        method="gguf",
+        runtime="llama.cpp",
+        type="Q4_K_M",
+    )
+    found = quality(model, variant, Calibration(hardware_identity="x", measurements=(alien,))).perplexity_ratio
+    assert found and found.basis == PUBLISHED
+
+
+def test_every_published_row_has_source_date_and_dataset() -> None:
+    for row in read_table("published_quality.csv"):
+        assert row["source"] and row["date"] and row["dataset"] and row["status"]
+        if row["ln_ratio"] and row["metric"] == "ppl":
+            assert float(row["ln_ratio"]) == pytest.approx(
+                log(float(row["value"]) / float(row["value_16bit"])), abs=1e-5
+            )
+
+
+def test_the_guides_superseded_numbers_are_kept_but_not_used() -> None:
+    guide = [row for row in read_table("published_quality.csv") if "guide" in row["source"]]
+    assert {row["status"] for row in guide} == {"confirmed", "superseded", "unsourced"}
+    found = quality(model_of("llama-13b"), served("awq", "4bit", 128)).perplexity_ratio
+    assert found and found.value == pytest.approx(5.19 / 5.09, rel=1e-5)  # not the guide's 5.14
+
+
+def test_coefficients_say_how_good_they_are() -> None:
+    found = quality_model.document()["cross_validation"]
+    assert found["mae_4_bits_up"] <= 0.010 and found["rank_correlation"] >= 0.95
+    assert 0.75 <= found["interval_coverage"] <= 0.9
+
+
+@pytest.mark.slow
+def test_refitting_gives_the_shipped_figures() -> None:
+    pytest.importorskip("scipy")
+    import sys
+
+    sys.path.insert(0, str(data_path("").parent / "benchmarks"))
+    from fit_quality import Rows, leave_one_model_out, summary
+
+    rows = Rows()
+    found, shipped = summary(rows, leave_one_model_out(rows)), quality_model.document()["cross_validation"]
+    assert found["mae_4_bits_up"] == pytest.approx(shipped["mae_4_bits_up"], abs=5e-4)
+    assert found["rank_correlation"] == pytest.approx(shipped["rank_correlation"], abs=0.01)
