@@ -212,7 +212,7 @@ def run(fit: Fit, all_rows: Rows) -> list[str]:
     for label, (low, high, count) in table.items():
         lines += toml_table(f"{fit.name}.interval.{label}", {"low": low * factor, "high": high * factor, "rows": count})
     if fit.split:
-        lines += toml_table(f"{fit.name}.interval.split", {"low": fit.split[0], "high": fit.split[1], "rows": 9})
+        lines += toml_table(f"{fit.name}.interval.split", {"low": fit.split[0], "high": fit.split[1], "rows": 6})
     if fit.offsets:
         fitted = model.target - model.log_seconds(theta, True)  # an old build is no property of the device
         offsets, _ = device_offsets(rows, -fitted)

@@ -194,7 +194,7 @@ def find_llama_cpp_source() -> Path:
     found = list(cache.glob("*/vendor/llama.cpp/convert_hf_to_gguf.py"))
     if not found:
         cache.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-build-isolation", "--no-binary", ":all:"]
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
         command += ["--quiet", f"llama-cpp-python=={release}", "--dest", str(cache)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         archives = list(cache.glob("*.tar.gz"))

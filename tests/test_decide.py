@@ -119,7 +119,6 @@ def test_offload_takes_the_most_layers_that_fit() -> None:
     from planner.estimate.memory import memory
     from planner.estimate.placement import shortage
 
-
     model, machine = models.resolve("llama-2-13b"), survey("rtx-3080-10gb")
     chosen = decide(model, machine, Workload(context=16384, types=("Q6_K",), methods=("gguf",))).chosen
     assert chosen is not None and 0 < chosen.placement.gpu_layers <= model.n_layer

@@ -12,11 +12,10 @@ from planner.core.candidate import Variant
 from planner.core.data import data_path, read_table
 from planner.core.estimates import FORMULA, MEASURED, PUBLISHED
 from planner.core.measurement import KL_DIVERGENCE, PERPLEXITY_RATIO, Calibration, Measurement
-from planner.core.model import ModelSpec
+from planner.core.model import ModelSpec, shape_sha256
 from planner.estimate import quality_model
 from planner.estimate.quality import formula_only, quality
 from planner.models import catalog
-from planner.models.fingerprint import shape_sha256
 
 K_TYPES = ("Q2_K_S", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K")
 I_TYPES = (

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.core.errors import InputError, ModelNotFound, QplanError, UnsupportedArchitecture
+from planner.core.model import shape_sha256
 from planner.formats.gguf import parse_header
 from planner.models import catalog, catalog_entries, resolve
 from planner.models.family import guess_family
-from planner.models.fingerprint import pin, sha256_of, shape_sha256
+from planner.models.fingerprint import pin, sha256_of
 from planner.models.gguf_file import file_type_of, made_with_imatrix, spec_from_gguf, spec_from_header
 from tests.formats_builders import LLAMA_CONFIG, gguf_bytes, gguf_llama, write_checkpoint, write_gguf, write_safetensors
 

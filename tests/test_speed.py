@@ -15,14 +15,13 @@ from planner.core.devices import hardware_from_device
 from planner.core.estimates import CALIBRATED, FORMULA, MEASURED, PUBLISHED
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import DECODE, PREFILL, Calibration, Conditions, Measurement
-from planner.core.model import ModelSpec
-from planner.estimate import speed_measured, speed_model, speed_published
+from planner.core.model import ModelSpec, shape_sha256
+from planner.estimate import speed_model, speed_published
 from planner.estimate.coefficients import read_coefficients
 from planner.estimate.speed import speed
 from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class
 from planner.estimate.speed_terms import type_class
 from planner.models import catalog
-from planner.models.fingerprint import shape_sha256
 
 GPUS = (
     "GeForce RTX 4090",
@@ -236,11 +235,6 @@ def test_prefill_is_calibrated_by_prefill() -> None:
     assert found.prefill and plain.prefill and found.decode and plain.decode
     assert found.prefill.basis == CALIBRATED and found.prefill.value < plain.prefill.value
     assert found.decode == plain.decode
-
-
-def test_shape_hash_is_the_one_measurements_carry() -> None:
-    model = model_of("llama-3.2-1b")
-    assert speed_measured.shape_sha256(model) == shape_sha256(model)
 
 
 def test_published_rows_have_source_and_date() -> None:

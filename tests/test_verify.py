@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import struct
@@ -29,7 +30,7 @@ from planner.core.plan import Expectation
 from planner.verify.artifact import Subject, VerificationResult, verify_artifact
 from planner.verify.report import report_document, write_report
 from planner.verify.run import run_trial
-from planner.verify.trial import Samples, TrialRequest
+from planner.verify.trial import MemoryTrial, Samples, SpeedTrial, TrialRequest, TrialResult
 from planner.verify.verdicts import BETTER, INSIDE, NOT_MEASURED, OUTSIDE, Measured, all_ok, position, verdicts
 
 MACHINE = HardwareProfile(
@@ -107,6 +108,45 @@ def test_median_of_samples() -> None:
         return Samples(samples=samples, tokens_per_sample=(1,), seconds_per_sample=(1.0,)).median
 
     assert (median(3, 1, 2), median(4, 1, 2, 3), median(7)) == (2, 2.5, 7)
+
+
+def speed_trial(*, cpu_seconds: float, gpu_layers: int = 0) -> SpeedTrial:
+    taken = Samples(samples=(10.0,), tokens_per_sample=(10,), seconds_per_sample=(1.0,), cpu_seconds=cpu_seconds)
+    memory = MemoryTrial(baseline_bytes=50, peak_rss_bytes=150, peak_bytes=100, filled_tokens=256)
+    return SpeedTrial(
+        prefill=dataclasses.replace(taken, cpu_seconds=2.0),
+        decode=taken,
+        memory=memory,
+        load_seconds=0.1,
+        threads=2,
+        context=256,
+        prompt_tokens=64,
+        depth=0,
+        gpu_layers=gpu_layers,
+        flash_attention=True,
+        repack=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("cpu_seconds", "gpu_layers", "noted", "remembered"),
+    [(2.0, 0, False, True), (1.6, 0, True, True), (0.6, 0, True, False), (0.6, 33, False, True)],
+)
+def test_a_speed_taken_on_busy_cores_is_told_and_not_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_seconds: float, gpu_layers: int, noted: bool, remembered: bool
+) -> None:
+    trial = TrialResult(
+        speed=speed_trial(cpu_seconds=cpu_seconds, gpu_layers=gpu_layers), tool_version="llama-cpp-python 0.3.36"
+    )
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0) + bytes(64))
+    monkeypatch.setattr("planner.verify.artifact.gguf_files", lambda artifact: (artifact,))
+    monkeypatch.setattr("planner.verify.artifact.run_trial", lambda request, progress: trial)
+    found = verify_artifact(path, subject=SUBJECT, placement=Placement(context=256), hardware=MACHINE)
+    assert found.measured[DECODE].value == 10
+    assert any("busy" in note for note in found.notes) == noted
+    assert (DECODE in {m.quantity for m in found.measurements}) == remembered
+    assert PREFILL in {m.quantity for m in found.measurements}
 
 
 def result() -> VerificationResult:

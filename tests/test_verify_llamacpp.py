@@ -239,7 +239,7 @@ def test_a_killed_child_is_an_execution_that_failed(files: Files, killer: list[i
     asked = TrialRequest(kind="speed", model_path=str(files.q8), placement=PLACEMENT, repack=False)
     with pytest.raises(ExecutionFailed, match="SIGKILL") as caught:
         run_trial(asked, progress=kill)
-    assert caught.value.code == "measure-crashed"
+    assert caught.value.code == "child-died"
     assert "memory" in caught.value.hint
     assert len(killer) == 1
 
@@ -273,7 +273,7 @@ def test_a_child_that_takes_too_long_is_ended(files: Files, killer: list[int]) -
     asked = TrialRequest(kind="speed", model_path=str(files.q8), placement=PLACEMENT, repack=False)
     with pytest.raises(ExecutionFailed) as caught:
         run_trial(asked, timeout_seconds=0.05)
-    assert caught.value.code == "measure-timeout"
+    assert caught.value.code == "timeout"
     assert threading.active_count() < 20
 
 
@@ -282,7 +282,8 @@ def subject(type_name: str) -> Subject:
     return Subject(model="tiny", model_sha256="00", variant=variant, decode_weights_bytes=1e6)
 
 
-def test_verify_artifact_measures_everything(files: Files) -> None:
+def test_verify_artifact_measures_everything(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.verify.artifact._REMEMBER_SHARE", 0)  # the tests may run on a busy machine
     size = files.q4.stat().st_size
     expected = [
         Expectation(quantity=FILE_BYTES, predicted=size, low=size, high=size, basis="formula", source="test"),

@@ -21,7 +21,7 @@ profile_option = click.option(
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Say more: every candidate, rule and source.")
 
 
-class Bytes(click.ParamType):
+class Bytes(click.ParamType[int]):
     """A size such as ``10GiB``."""
 
     name = "size"
@@ -31,7 +31,7 @@ class Bytes(click.ParamType):
         return value if isinstance(value, int) else parse_bytes(value)
 
 
-class GpuLayers(click.ParamType):
+class GpuLayers(click.ParamType[int]):
     """A number of layers, or ``all``."""
 
     name = "layers"
@@ -65,14 +65,28 @@ _WORKLOAD = (
 )
 
 
+_FIELDS = (
+    "context",
+    "objective",
+    "min_decode",
+    "max_memory",
+    "concurrency",
+    "methods",
+    "types",
+    "kv_type",
+    "gpu_layers",
+    "prompt_tokens",
+    "threads",
+    "cpu_only",
+)
+
+
 def workload_options(command: F) -> F:
     """Add the workload's options; the command gets one ``workload`` argument."""
 
     @functools.wraps(command)
     def wrapper(**given: Any) -> Any:
-        names = ("context", "objective", "min_decode", "max_memory", "concurrency", "methods", "types", "kv_type")
-        names += ("gpu_layers", "prompt_tokens", "threads", "cpu_only")
-        chosen = {name: given.pop(name) for name in names}
+        chosen = {name: given.pop(name) for name in _FIELDS}
         return command(workload=workload(**chosen), **given)
 
     for option in reversed(_WORKLOAD):

@@ -30,7 +30,8 @@ def command(profile: str | None, output: str, save: str | None, no_bandwidth: bo
         written = save_profile(found, existing(save))
         click.echo(f"wrote {written}", err=True)
     if as_json:
-        from planner.workflow.documents import FORMAT_VERSION, hardware_document
+        from planner import FORMAT_VERSION
+        from planner.workflow.documents import hardware_document
 
         print_json({"format_version": FORMAT_VERSION, **hardware_document(found)})
     else:

@@ -31,6 +31,8 @@ TITLES = {
     KL_DIVERGENCE: "KL divergence, nats",
 }
 
+COLOURS = {True: "green", False: "red", None: "yellow"}
+
 
 @click.command("show")
 @click.argument("file")
@@ -107,7 +109,6 @@ def _verdict_row(verdict: dict[str, Any]) -> tuple[str, ...]:
     name = verdict["quantity"]
     measured, predicted = verdict["measured"], verdict["predicted"]
     ratio = f"{measured / predicted:.3f}" if measured is not None and predicted else "-"
-    text = str(verdict.get("verdict") or ("inside" if verdict["ok"] else "outside"))
     low, high = quantity(name, verdict["low"]), quantity(name, verdict["high"])
     return (
         TITLES.get(name, name),
@@ -115,5 +116,5 @@ def _verdict_row(verdict: dict[str, Any]) -> tuple[str, ...]:
         f"{low} - {high}",
         quantity(name, measured),
         ratio,
-        f"[{'green' if verdict['ok'] else 'red'}]{text}[/]",
+        f"[{COLOURS[verdict['ok']]}]{verdict['position']}[/]",
     )

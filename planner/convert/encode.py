@@ -48,8 +48,9 @@ def float32_to_f16(values: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, A
 
     with np.errstate(over="ignore"):
         narrow = values.astype("<f2")
-    lost = np.isinf(narrow) & np.isfinite(values)
-    if lost.any():
+    inside = values.size == 0 or bool(values.min() >= -F16_MAX and values.max() <= F16_MAX)
+    lost = None if inside else np.isinf(narrow) & np.isfinite(values)
+    if lost is not None and lost.any():
         largest = float(np.abs(values[lost]).max())
         raise InputError(
             f"{name} does not fit in 16-bit floats",

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import tempfile
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,11 +22,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@cache
-def _adapter(cls: type) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter
+_adapters: dict[type, TypeAdapter[Any]] = {}
+"""Built once per class: building one costs milliseconds."""
 
-    return TypeAdapter(cls)
+
+def _adapter(cls: type[T]) -> TypeAdapter[T]:
+    if cls not in _adapters:
+        from pydantic import TypeAdapter
+
+        _adapters[cls] = TypeAdapter(cls)
+    return _adapters[cls]
 
 
 def decode(cls: type[T], data: object, *, what: str) -> T:

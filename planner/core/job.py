@@ -24,6 +24,8 @@ class Job:
     output: str
     imatrix: str | None = None
     """Path of the importance matrix, where the step names one."""
+    model_name: str | None = None
+    """What the artifact calls the model."""
     threads: int = 1
     llama_cpp_directory: str | None = None
     """A llama.cpp checkout whose convert script handles families that qplan does not."""

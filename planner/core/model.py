@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from math import prod
 
 
@@ -155,3 +156,15 @@ class ModelSpec:
         if self.mixture is None or "_exps" not in tensor.name:
             return 1.0
         return self.mixture.expert_used_count / self.mixture.expert_count
+
+
+@lru_cache(maxsize=512)
+def shape_sha256(model: ModelSpec) -> str:
+    """SHA-256 over the architecture and every tensor's name and shape, in hex; the order does not matter.
+
+    Two checkpoints of one architecture share it: sizes, speeds and memory carry over, the weights need not be equal.
+    """
+    digest = hashlib.sha256(f"{model.architecture}\n".encode())
+    for tensor in sorted(model.tensors, key=lambda tensor: tensor.name):
+        digest.update(f"{tensor.name}:{'x'.join(map(str, tensor.shape))}\n".encode())
+    return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -99,7 +100,7 @@ def speaks(rule: Rule, candidate: Candidate, hardware: HardwareProfile, workload
     """Whether every condition of the rule holds for this candidate."""
     gpus = () if workload.cpu_only else hardware.gpus
     largest_gib = max((gpu.usable_bytes() or 0 for gpu in gpus), default=0) / GIB
-    checks = {
+    checks: dict[str, Callable[[Any], bool]] = {
         "gpu": lambda want: bool(gpus) == want,
         "vendor": lambda want: any(gpu.vendor == want for gpu in gpus),
         "gpu_count_min": lambda want: len(gpus) >= want,

@@ -33,6 +33,7 @@ class Node:
     __slots__ = (
         "home",
         "is_input",
+        "is_output",
         "op",
         "padding",
         "position",
@@ -59,6 +60,8 @@ class Node:
         self.weight: WeightKey | None = None
         """Position of the layer and role of a weight, as ``(3, "ffn_down.weight")``."""
         self.is_input = False
+        self.is_output = False
+        """Read after the graph has run, so never freed or overwritten."""
         self.position = GLOBAL
         """Position of the latest layer that it depends on."""
         self.scratch: Terms = ()
@@ -124,3 +127,20 @@ def weight(key: WeightKey, home: int) -> Node:
     made = Node("NONE", (0,))
     made.weight, made.home = key, home
     return made
+
+
+def product(a: Dimension, b: int) -> int:
+    """``a * b`` for a dimension that is a number."""
+    assert isinstance(a, int)
+    return a * b
+
+
+def divided(shape: Shape, rows: Dimension) -> Shape:
+    """The dimensions after ``rows`` when ``shape`` is cut into rows of that length."""
+    numbers = [d for d in shape if isinstance(d, int)]
+    symbols = [d for d in shape if isinstance(d, str)]
+    total = 1
+    for number in numbers:
+        total *= number
+    assert isinstance(rows, int)
+    return (total // rows, *symbols)

@@ -221,7 +221,7 @@ class _Allocation:
     def _reuse(self, node: Node) -> bool:
         for parent in self.sources[node]:
             own = self.slots.get(parent)
-            if own is None or own[0] < 0 or parent in self.pinned or parent.root is not None:
+            if own is None or own[0] < 0 or parent.is_output or parent in self.pinned or parent.root is not None:
                 continue
             same = parent.width == node.width and _trimmed(parent) == _trimmed(node)
             if same and self.children[parent] == 1 and not self.views.get(parent):
@@ -243,7 +243,7 @@ class _Allocation:
 
     def _free(self, node: Node) -> None:
         slot, device = self.slots.get(node, (-1, 0))
-        if slot >= 0 and node not in self.pinned:
+        if slot >= 0 and not node.is_output and node not in self.pinned:
             self.gone[slot] = self.position
             self.events[device].setdefault(self.position, []).append(~slot)
             self.slots[node] = (-1, device)

@@ -8,9 +8,10 @@ leave no tensor behind are listed by architecture.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from planner.core.model import AttentionLayer, ModelSpec
-from planner.estimate.graph import GLOBAL, Graph, Node, Shape, leaf, terms, view, weight
+from planner.estimate.graph import GLOBAL, Graph, Node, Shape, divided, leaf, product, terms, view, weight
 from planner.formats.ggml import row_bytes, type_traits
 
 _SCALED_INPUT = ("gemma", "gemma2", "gemma3", "gemma3n", "gemma4")
@@ -20,6 +21,11 @@ _RESIDUAL_FIRST = ("phi3", "phimoe")
 _ROWS_CHOSEN_LAST = ("gpt-oss",)
 """Architectures that pick the rows with logits after the last layer, not inside it."""
 _NORMALIZED_EXPERTS = ("llama", "qwen3moe", "phimoe", "olmoe", "qwen2moe", "granitemoe")
+_LAYER_NORM = ("command-r", "cohere2", "falcon", "starcoder2", "stablelm", "phi2", "gptneox")
+"""Architectures whose norms subtract the mean, which llama.cpp does not do in place."""
+_RESIDUAL_BEFORE_ATTENTION = ("command-r", "cohere2")
+"""Parallel layers that add the residual before the attention's result."""
+_ROTATED_IN_WINDOW_ONLY = ("cohere2", "exaone4")
 _HADAMARD_ROWS = 64
 
 
@@ -38,6 +44,17 @@ class Setting:
     stream_count: int = 1
 
 
+@lru_cache(maxsize=256)
+def _shapes(model: ModelSpec) -> dict[int, dict[str, Shape]]:
+    """Per layer: shapes by role. Shared, so never changed."""
+    found: dict[int, dict[str, Shape]] = {}
+    for tensor in model.tensors:
+        layer = tensor.layer
+        if layer is not None:
+            found.setdefault(layer, {})[tensor.name.split(".", 2)[2]] = tensor.shape
+    return found
+
+
 class LayerBuilder:
     """Builds the graph of a few layers of ``model``."""
 
@@ -46,11 +63,9 @@ class LayerBuilder:
         self.setting = setting
         self.graph = Graph()
         self.architecture = model.architecture
-        self.shapes: dict[int, dict[str, Shape]] = {}
-        for tensor in model.tensors:
-            if tensor.layer is not None:
-                self.shapes.setdefault(tensor.layer, {})[tensor.name.split(".", 2)[2]] = tensor.shape
+        self.shapes = _shapes(model)
         self.factors = next((t.name for t in model.tensors if t.name.startswith("rope_f")), None)
+        self.outside: dict[str, Shape] = {t.name: t.shape for t in model.tensors if t.layer is None}
         self.windowed = any(layer.kind == "sliding" for layer in model.attention)
         self.has: dict[str, Shape] = {}
         self.device = 0
@@ -67,7 +82,8 @@ class LayerBuilder:
             chosen = position == last and self.architecture not in _ROWS_CHOSEN_LAST
             current = self._layer(self.model.attention[layer], current, chosen)
         if self.architecture in _ROWS_CHOSEN_LAST:
-            current = Node("GET_ROWS", (self.model.n_embd, "out"), (current, self.out_ids))
+            current.is_output = True
+            current = self._chosen(current)
         self._output(current)
         return self.graph
 
@@ -109,7 +125,7 @@ class LayerBuilder:
         return leaf((rows, rows), 4, is_input=True)
 
     def _output(self, current: Node) -> None:
-        self.has, self.device, self.position = {"output_norm.weight": ()}, self.setting.output_device, GLOBAL
+        self.has, self.device, self.position = self.outside, self.setting.output_device, GLOBAL
         current = self._norm(current, "output_norm.weight")
         role = "token_embd.weight" if self.model.tied_embeddings else "output.weight"
         logits = Node("MUL_MAT", (self.model.n_vocab, "out"), (self._weight(role), current))
@@ -121,8 +137,12 @@ class LayerBuilder:
         return weight((self.position, role), self.device)
 
     def _norm(self, node: Node, role: str) -> Node:
-        normed = Node("RMS_NORM", node.shape, (node,))
-        return Node("MUL", node.shape, (normed, self._weight(role))) if role in self.has else normed
+        if role not in self.has:
+            return node
+        op = "NORM" if self.architecture in _LAYER_NORM else "RMS_NORM"
+        normed = Node("MUL", node.shape, (Node(op, node.shape, (node,)), self._weight(role)))
+        bias = role.replace(".weight", ".bias")
+        return Node("ADD", node.shape, (normed, self._weight(bias))) if bias in self.has else normed
 
     def _linear(self, node: Node, role: str) -> Node:
         """``role.weight`` times ``node``, plus ``role.bias`` where there is one."""
@@ -142,24 +162,38 @@ class LayerBuilder:
         return Node("ROPE", node.shape, (node, self.positions, *factors))
 
     def _layer(self, attention: AttentionLayer, entry: Node, chosen: bool) -> Node:
-        current = self._norm(entry, "attn_norm.weight")
+        normed = current = self._norm(entry, "attn_norm.weight")
         if attention.kind in ("full", "sliding"):
             current = self._mla(attention, current) if self.model.mla else self._attention(attention, current)
         residual = entry
+        post_normed = "post_ffw_norm.weight" in self.has
+        parallel = not post_normed and self.has.keys().isdisjoint({"ffn_norm.weight", "post_attention_norm.weight"})
         if chosen:
-            shape: Shape = (self.model.n_embd, "out")
-            current = Node("GET_ROWS", shape, (current, self.out_ids))
-            residual = Node("GET_ROWS", shape, (entry, self.out_ids))
-        if "post_attention_norm.weight" in self.has and "post_ffw_norm.weight" in self.has:
+            current, residual = self._chosen(current), self._chosen(entry)
+            normed = self._chosen(normed) if parallel else normed
+        if parallel and "ffn_down.weight" in self.has:
+            return self._parallel(normed, current, residual)
+        if post_normed:
             current = self._norm(current, "post_attention_norm.weight")
         middle = Node("ADD", current.shape, (current, residual))
-        norm = "ffn_norm.weight" if "ffn_norm.weight" in self.has else "post_attention_norm.weight"
+        norm = "ffn_norm.weight" if post_normed or "ffn_norm.weight" in self.has else "post_attention_norm.weight"
         current = self._norm(middle, norm)
         current = self._experts(current) if "ffn_gate_inp.weight" in self.has else self._ffn(current, "")
-        if "post_ffw_norm.weight" in self.has:
-            current = self._norm(current, "post_ffw_norm.weight")
+        current = self._norm(current, "post_ffw_norm.weight")
         operands = (middle, current) if self.architecture in _RESIDUAL_FIRST else (current, middle)
         return Node("ADD", current.shape, operands)
+
+    def _chosen(self, node: Node) -> Node:
+        """The rows that get logits."""
+        return Node("GET_ROWS", (node.shape[0], "out"), (node, self.out_ids))
+
+    def _parallel(self, normed: Node, attended: Node, residual: Node) -> Node:
+        """Attention and feed-forward on the same normed input, added up at the end."""
+        current = self._ffn(normed, "")
+        before = self.architecture in _RESIDUAL_BEFORE_ATTENTION
+        for node in (residual, attended) if before else (attended, residual):
+            current = Node("ADD", current.shape, (current, node))
+        return current
 
     # Attention
 
@@ -172,12 +206,14 @@ class LayerBuilder:
             fused = self._linear(current, "attn_qkv")
             q, k, v = (view("VIEW", shape, fused) for shape in (q_shape, k_shape, v_shape))
         else:
-            q = view("RESHAPE", q_shape, self._linear(current, "attn_q"))
-            k = view("RESHAPE", k_shape, self._linear(current, "attn_k"))
-            v = view("RESHAPE", v_shape, self._linear(current, "attn_v"))
-        if "attn_q_norm.weight" in self.has:
+            q, k, v = (self._linear(current, name) for name in ("attn_q", "attn_k", "attn_v"))
+            if self.has.get("attn_q_norm.weight") == (attention.k_dim * heads,):
+                q, k = self._norm(q, "attn_q_norm.weight"), self._norm(k, "attn_k_norm.weight")
+            q, k, v = view("RESHAPE", q_shape, q), view("RESHAPE", k_shape, k), view("RESHAPE", v_shape, v)
+        if self.has.get("attn_q_norm.weight", (0,))[0] == attention.k_dim:
             q, k = self._norm(q, "attn_q_norm.weight"), self._norm(k, "attn_k_norm.weight")
-        q, k = self._rope(q), self._rope(k)
+        if attention.kind == "sliding" or self.architecture not in _ROTATED_IN_WINDOW_ONLY:
+            q, k = self._rope(q), self._rope(k)
         cells = "kvs" if attention.kind == "sliding" else "kv"
         q, k = self._turned(q, self.k_turns[cells]), self._turned(k, self.k_turns[cells])
         v = self._turned(v, self.v_turns[cells])
@@ -192,7 +228,7 @@ class LayerBuilder:
         if matrix is None:
             return node
         rows = matrix.shape[0]
-        flat: Shape = (rows, *_divided(node.shape, rows))
+        flat: Shape = (rows, *divided(node.shape, rows))
         turned = Node("MUL_MAT", flat, (matrix, view("RESHAPE", flat, node)))
         return view("RESHAPE", node.shape, turned)
 
@@ -233,7 +269,7 @@ class LayerBuilder:
                 turned = view("PERMUTE", (v_dim, "u", heads), result)
                 product = Node("MUL_MAT", (up, "u", heads), (self._weight(v_up), turned))
                 result = Node("CONT", (up, heads, "u"), (view("PERMUTE", (up, heads, "u"), product),))
-            merged = view("RESHAPE", (_product(result.shape[0], heads), "u"), result)
+            merged = view("RESHAPE", (product(result.shape[0], heads), "u"), result)
         else:
             scores = Node("MUL_MAT", (cells, "u", heads), (k, q))
             if self.architecture in _SOFT_CAPPED:
@@ -247,7 +283,7 @@ class LayerBuilder:
             result = Node("MUL_MAT", (v_dim, "u", heads), (v, scores))
             if v_up is not None:
                 result = Node("MUL_MAT", (self.has[v_up][1], "u", heads), (self._weight(v_up), result))
-            wide = _product(result.shape[0], heads)
+            wide = product(result.shape[0], heads)
             merged = Node("CONT", (wide, "u"), (view("PERMUTE", (result.shape[0], heads, "u"), result),))
         self.graph.expand(merged)
         return merged
@@ -354,19 +390,3 @@ class LayerBuilder:
         if f"{role}.bias" in self.has:
             made = Node("ADD_ID", made.shape, (made, self._weight(f"{role}.bias"), chosen))
         return made
-
-
-def _product(a: int | str, b: int) -> int:
-    assert isinstance(a, int)
-    return a * b
-
-
-def _divided(shape: Shape, rows: int | str) -> Shape:
-    """The dimensions after ``rows`` when ``shape`` is cut into rows of that length."""
-    numbers = [d for d in shape if isinstance(d, int)]
-    symbols = [d for d in shape if isinstance(d, str)]
-    total = 1
-    for number in numbers:
-        total *= number
-    assert isinstance(rows, int)
-    return (total // rows, *symbols)

@@ -16,6 +16,7 @@ from planner.estimate.graph import Terms, WeightKey
 GPU_ALIGNMENT_BYTES = 128
 HOST_ALIGNMENT_BYTES = 32
 _ENDLESS = 1 << 62
+"""Length of the last free block; it stays above half of this, which no other block reaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,27 +113,28 @@ class _Buffer:
     def _replay(self, segment: Segment, layer: int) -> None:
         for slot, key in segment.weights:
             self.bytes_of[slot] = -(-self.weight_bytes(layer, key) // self.alignment) * self.alignment
-        bytes_of, where = self.bytes_of, self.where
+        bytes_of, where, free = self.bytes_of, self.where, self._free
+        starts, lengths, peak = self.starts, self.lengths, self.peak
         for event in segment.events:
-            if event >= 0:
-                where[event] = self._allocate(bytes_of[event])
-            elif bytes_of[~event]:
-                self._free(where[~event], bytes_of[~event])
-
-    def _allocate(self, size: int) -> int:
-        """Best fit among the blocks, the endless one only if none fits (``ggml_dyn_tallocr_alloc``)."""
-        starts, lengths = self.starts, self.lengths
-        best, best_length = len(starts) - 1, _ENDLESS
-        for i in range(len(starts) - 1):
-            if size <= lengths[i] <= best_length:
-                best, best_length = i, lengths[i]
-        start = starts[best]
-        starts[best] += size
-        lengths[best] -= size
-        if not lengths[best]:
-            del starts[best], lengths[best]
-        self.peak = max(self.peak, start + size)
-        return start
+            if event < 0:
+                if bytes_of[~event]:
+                    free(where[~event], bytes_of[~event])
+                continue
+            # best fit, the endless block only if no other fits (``ggml_dyn_tallocr_alloc``)
+            size = bytes_of[event]
+            best, best_length = -1, _ENDLESS >> 1
+            for i, length in enumerate(lengths):
+                if size <= length <= best_length:
+                    best, best_length = i, length
+            where[event] = start = starts[best]
+            if lengths[best] == size:
+                del starts[best], lengths[best]
+            else:
+                starts[best] = end = start + size
+                lengths[best] -= size
+                if end > peak:
+                    peak = end
+        self.peak = peak
 
     def _free(self, start: int, size: int) -> None:
         """Return a block and join it with its neighbours (``ggml_dyn_tallocr_free_bytes``)."""

@@ -11,9 +11,9 @@ from planner.core.candidate import Variant
 from planner.core.data import data_path
 from planner.core.estimates import FORMULA, MEASURED, PUBLISHED, Prediction, QualityEstimate
 from planner.core.measurement import KL_DIVERGENCE, PERPLEXITY_RATIO, Calibration
-from planner.core.model import ModelSpec
+from planner.core.model import ModelSpec, shape_sha256
 from planner.estimate import quality_model
-from planner.estimate.speed_measured import same_variant, shape_sha256
+from planner.estimate.speed_measured import same_variant
 
 NOISE = 0.001
 """Repeatability of ln(perplexity ratio) between two tools on one text: the 16-bit GGUF of Llama-3-8B has a KL

@@ -16,6 +16,9 @@ from planner.estimate.speed_model import device_factor, document, interval, stra
 from planner.estimate.speed_work import Work, work
 
 _Z80 = 1.2816
+ASSUMED_SPREAD = 3.0
+"""What an assumed host bandwidth of 51 GB/s may be off by: ``data/hosts.csv`` and ``data/devices.csv`` hold CPUs from
+17 GB/s (Raspberry Pi 5) to 154 GB/s within this factor; servers beyond it are worth a second's measurement."""
 
 
 def speed(
@@ -32,11 +35,12 @@ def speed(
     """
     where = speed_formula.site(placement, hardware)
     load = work(model, variant, placement)
+    timings = {quantity: _timing(load, variant, where, quantity) for quantity in (DECODE, PREFILL)}
     predictions = {
-        quantity: _predict(model, variant, placement, where, load, calibration, quantity)
+        quantity: _predict(model, variant, placement, where, load, calibration, quantity, timings[quantity])
         for quantity in (DECODE, PREFILL)
     }
-    timing = speed_formula.decode(load, variant, where)
+    timing = timings[DECODE]
     return SpeedEstimate(
         decode=predictions[DECODE],
         prefill=predictions[PREFILL],
@@ -67,12 +71,12 @@ def _predict(
     load: Work,
     calibration: Calibration | None,
     quantity: str,
+    timing: Timing | None,
 ) -> Prediction | None:
     if calibration is not None:
         measured = speed_measured.exact(model, variant, placement, calibration, quantity)
         if measured is not None:
             return measured
-    timing = _timing(load, variant, where, quantity)
     if timing is None:
         return None
     if calibration is not None:
@@ -149,6 +153,8 @@ def _fitted(load: Work, timing: Timing, where: Site, quantity: str) -> Predictio
     label = stratum(timing.case)
     labels = ("split",) if timing.split else ("known-device", label) if factor is not None else (label,)
     low, high = interval(timing.fit, *labels)
+    if where.bandwidth_assumed and (timing.split or not where.gpus):
+        low, high = low - log(ASSUMED_SPREAD), high + log(ASSUMED_SPREAD)
     value *= factor or 1.0
     source = str(document()["source"])
     if factor is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planner.core.candidate import Placement, Variant
-from planner.core.hardware import Gpu, HardwareProfile
+from planner.core.hardware import ASSUMED, Gpu, HardwareProfile
 from planner.estimate import speed_terms
 from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class, is_ultra
 from planner.estimate.speed_model import coefficients, document
@@ -18,10 +18,10 @@ _BACKENDS = ("cuda", "rocm", "vulkan", "metal", "sycl")
 _EAGER = ("gptqmodel", "autogptq", "bitsandbytes", "peft")
 """Runtimes that run transformers' own model code, kernel by kernel."""
 CROSSING_SECONDS = 6e-5
-"""Handing the hidden state from GPU to CPU and back once per token: two synchronisations of a command queue.
-About 20-30 microseconds each (CUDA's cudaStreamSynchronize on Linux); the state itself is a few kilobytes."""
+"""Handing the hidden state from GPU to CPU and back once per token. An assumption, no published row shows it alone;
+it is 0.1-1 % of the token's time in a split model."""
 TENSOR_PARALLEL_EFFICIENCY = 0.8
-"""Share of the ideal speed-up: gpt-fast's tensor-parallel table, Llama-2-7B on 2 x A100 (README, 2023-12)."""
+"""Share of the ideal speed-up over several GPUs. An assumption, not yet fitted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,8 @@ class Site:
     host_threads: int
     host_class: str
     tensor_parallel: int = 1
+    bandwidth_assumed: bool = False
+    """The host's bandwidth is an assumption: nobody measured or published it for this machine."""
 
     @property
     def backend(self) -> str:
@@ -61,6 +63,7 @@ def site(placement: Placement, hardware: HardwareProfile) -> Site:
         host_threads=placement.threads or hardware.cpu.inference_threads(),
         host_class=cpu_class(hardware.cpu),
         tensor_parallel=max(1, placement.tensor_parallel),
+        bandwidth_assumed=(hardware.memory.bandwidth_basis or "").startswith(ASSUMED),
     )
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 from math import exp, log, sqrt
 
 from planner.core.candidate import Placement, Variant
 from planner.core.estimates import MEASURED, Prediction
 from planner.core.measurement import DECODE, Calibration, Measurement
-from planner.core.model import ModelSpec
+from planner.core.model import ModelSpec, shape_sha256
 from planner.estimate import speed_formula
 from planner.estimate.speed_formula import Site
 from planner.estimate.speed_terms import type_class
@@ -23,17 +21,10 @@ RESIDUAL_SIGMA = 0.05
 """Error left after one calibration on the same type: a 7B from TinyLlama's rates was 0.4-9.7 % off in decode."""
 DISTANCE_SIGMA = 0.04
 """Growth of that error per factor e of model size between the measured and the asked model."""
+FARTHEST_RATIO = 64.0
+"""Measurements of models this many times larger or smaller say nothing: a small one runs from the CPU's caches."""
 _Z80 = 1.2816
 _BITS = {"F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.56, "Q5_K": 5.7, "Q4_K": 4.85, "Q4_0": 4.6, "IQ4": 4.4}
-
-
-@lru_cache(512)
-def shape_sha256(model: ModelSpec) -> str:
-    """SHA-256 over the architecture and every tensor's name and shape, as measurements carry it."""
-    digest = hashlib.sha256(f"{model.architecture}\n".encode())
-    for tensor in sorted(model.tensors, key=lambda tensor: tensor.name):
-        digest.update(f"{tensor.name}:{'x'.join(map(str, tensor.shape))}\n".encode())
-    return digest.hexdigest()
 
 
 def same_variant(m: Measurement, variant: Variant) -> bool:
@@ -93,6 +84,8 @@ def correction(
         if ratio is None or not m.weights_bytes:
             continue
         distance = abs(log(size / m.weights_bytes))
+        if distance > log(FARTHEST_RATIO):
+            continue
         weight = (1.0 if type_class(m.type) == type_class(variant.type) else 0.25) * exp(-distance / 3)
         total, weighted, squares = total + weight, weighted + weight * log(ratio), squares + weight * log(ratio) ** 2
         nearest, count = min(nearest, distance), count + 1

@@ -14,9 +14,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 from planner.core import errors
 from planner.core.errors import ExecutionFailed, QplanError
@@ -28,7 +29,19 @@ LOG_LINES_SHOWN = 12
 GRACE_SECONDS = 5.0
 PARENT_GONE = 70
 """Exit code of a child whose parent died."""
+PROGRESS_SECONDS = 0.1
+"""Progress of the same work is told at most this often: loading a model reports every tensor."""
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+
+
+class ChildDied(ExecutionFailed):
+    """A child ended without an answer: killed, crashed, or a bug."""
+
+    default_code = "child-died"
+
+    def __init__(self, what: str, *, numbers: str, hint: str, signal_number: int | None) -> None:
+        super().__init__(what, numbers=numbers, hint=hint)
+        self.signal_number = signal_number
 
 
 def run_child(
@@ -70,8 +83,12 @@ def run_child(
     if "result" in answer:
         return dict(answer["result"])
     if "error" in answer:
-        raise _same_error(answer["error"], what)
-    raise _crash(what, code, log, timeout_seconds if late.is_set() else None)
+        raise _same_error(answer["error"], what, log)
+    if late.is_set():
+        raise ExecutionFailed(
+            f"{what} took longer than {timeout_seconds:g} s and was ended", numbers=last_lines(log), code="timeout"
+        )
+    raise _crash(what, code, log)
 
 
 @contextlib.contextmanager
@@ -148,27 +165,31 @@ def _converse(child: subprocess.Popen[str], request: object, progress: Progress 
     return {}
 
 
-def _same_error(described: Mapping[str, str], what: str) -> QplanError:
+def _same_error(described: Mapping[str, str], what: str, log: Path) -> QplanError:
     kind = getattr(errors, described["class"], ExecutionFailed)
-    return kind(  # type: ignore[no-any-return]
+    return kind(
         f"{what}: {described['what']}",
-        numbers=described["numbers"],
+        numbers="\n".join(filter(None, (described["numbers"], _complaints(log)))),
         hint=described["hint"],
         code=described["code"],
     )
 
 
-def _crash(what: str, code: int, log: Path, limit_seconds: float | None) -> ExecutionFailed:
-    if limit_seconds is not None:
-        return ExecutionFailed(
-            f"{what} took longer than {limit_seconds:.0f} s and was ended", numbers=last_lines(log), code="timeout"
-        )
+def _complaints(log: Path) -> str:
+    """Lines of the log that say what went wrong: llama.cpp's C interface returns only a null pointer."""
+    lines = last_lines(log).splitlines()
+    return "\n".join(line for line in lines if "error" in line.lower() or "failed" in line.lower())
+
+
+def _crash(what: str, code: int, log: Path) -> ChildDied:
     killed = code == -getattr(signal, "SIGKILL", 9)
-    return ExecutionFailed(
+    return ChildDied(
         f"{what} died: {_cause(code)}",
         numbers=last_lines(log),
-        hint="not enough memory is the usual cause; close other programs" if killed else f"the whole log is {log}",
-        code="child-died",
+        hint="not enough memory is the usual cause; close other programs or plan a smaller context"
+        if killed
+        else "the lines above are the end of its log",
+        signal_number=-code if code < 0 else None,
     )
 
 
@@ -197,20 +218,36 @@ def serve(work: Callable[[Any, Progress], Any]) -> int:
 
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # nothing a library prints may mix with the answer
-    request = json.loads(sys.stdin.readline())
+    line = sys.stdin.readline()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-
-    def progress(*parts: object) -> None:
-        answers.write(json.dumps({"progress": parts}) + "\n")
-
     try:
-        result = work(request, progress)
+        result = work(_parsed(line), _throttled(answers))
     except QplanError as error:
         described = {"what": error.what, "numbers": error.numbers, "hint": error.hint, "code": error.code}
         answers.write(json.dumps({"error": {"class": type(error).__name__, **described}}) + "\n")
         return 1
     answers.write(json.dumps({"result": encode(result)}) + "\n")
     return 0
+
+
+def _parsed(line: str) -> object:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise errors.InputError("the request is not JSON", numbers=str(error), code="bad-document") from None
+
+
+def _throttled(answers: TextIO) -> Progress:
+    last_what, last_time = "", 0.0
+
+    def progress(*parts: object) -> None:
+        nonlocal last_what, last_time
+        what, now = parts[0] if isinstance(parts[0], str) else "", time.monotonic()
+        if what != last_what or now - last_time >= PROGRESS_SECONDS or parts[0] == parts[-1]:
+            last_what, last_time = what, now
+            answers.write(json.dumps({"progress": parts}) + "\n")
+
+    return progress
 
 
 def _end_with_parent() -> None:

@@ -58,8 +58,8 @@ def step_key(plan: Plan, step: Step, source_key: str) -> str:
 
 
 def model_key(plan: Plan) -> str:
-    """Hash of the model's pinned files."""
-    return content_sha256({"shape": plan.model.shape_sha256, "files": plan.model.files})
+    """Hash of the model's name, shapes and pinned files."""
+    return content_sha256({"name": plan.model.name, "shape": plan.model.shape_sha256, "files": plan.model.files})
 
 
 def keys(plan: Plan) -> dict[str, str]:

@@ -124,6 +124,7 @@ def _run_step(plan: Plan, step: Step, place: Workplace, key: str, progress: Prog
         source=str(place.path(plan, step.source)),
         output=str(output),
         imatrix=str(place.path(plan, step.imatrix)) if step.imatrix else None,
+        model_name=plan.model.name,
         threads=place.threads,
         llama_cpp_directory=place.llama_cpp_directory,
     )

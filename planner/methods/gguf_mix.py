@@ -88,8 +88,6 @@ _KEPT_PARTS = (
     "attn_rel_b.weight",
     ".position_embd",
     ".patch_embd",
-    ".patch_merger",
-    ".rel_pos",
 )
 """Parts of the names of matrices that llama.cpp never quantizes."""
 _KEPT_NAMES = ("position_embd.weight", "token_types.weight")
@@ -362,14 +360,16 @@ def _order(tensor: Tensor) -> tuple[int, bytes]:
 def _start(model: ModelSpec, ftype: str, imatrix: bool) -> _Mix:
     expert_count = model.mixture.expert_count if model.mixture else 0
     first = model.attention[0]
-    head_count_kv = 1 if model.mla else first.head_count_kv
+    # Qwen's hybrids state one number for all blocks
+    hybrid = first.kind == "recurrent" and model.architecture.startswith("qwen")
+    head_count_kv = 1 if model.mla else model.n_head_kv if hybrid else first.head_count_kv
     roles = [category(tensor.name) for tensor in model.tensors]
     return _Mix(
         ftype=ftype,
         imatrix=imatrix,
         architecture=model.architecture,
         tied=model.tied_embeddings,
-        gqa=first.head_count // head_count_kv if head_count_kv else 0,
+        gqa=(model.n_head if hybrid else first.head_count) // head_count_kv if head_count_kv else 0,
         expert_count=expert_count,
         layer_count=max((t.layer + 1 for t in model.tensors if t.layer is not None), default=model.n_layer),
         is_70b=_is_70b(model, expert_count),

@@ -46,7 +46,9 @@ def _convert(job: Job, progress: Progress) -> dict[str, Any]:
             raise InputError(reason, hint="give a llama.cpp checkout with --llama-cpp DIR", code="no-converter")
         made = convert.convert_with_script(directory, output, out_type, Path(job.llama_cpp_directory), progress)
     else:
-        made = convert.convert_checkpoint(directory, output, out_type=out_type, progress=progress)
+        made = convert.convert_checkpoint(
+            directory, output, out_type=out_type, progress=progress, model_name=job.model_name
+        )
     check = convert.check_tokenizer(directory, output)
     if check.same is False:
         output.unlink(missing_ok=True)
@@ -91,7 +93,6 @@ def _listen(llama_cpp: Any, progress: Progress) -> list[str]:
 
     errors: list[str] = []
 
-    @llama_cpp.llama_log_callback
     def hear(level: int, text: bytes, _: Any) -> None:
         line = text.decode("utf-8", "replace")
         sys.stderr.write(line)
@@ -100,8 +101,9 @@ def _listen(llama_cpp: Any, progress: Progress) -> list[str]:
         if level == _GGML_LOG_ERROR:
             errors.append(line.strip())
 
-    llama_cpp.llama_log_set(hear, ctypes.c_void_p(0))
-    _kept.append(hear)
+    callback = llama_cpp.llama_log_callback(hear)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    _kept.append(callback)
     return errors
 
 

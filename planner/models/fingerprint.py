@@ -65,14 +65,3 @@ def _pin_file(path: Path, file: SourceFile, weights: bool) -> SourceFile:
     if file.sha256 or (not weights and path.name.endswith(WEIGHT_SUFFIXES)):
         return file
     return replace(file, sha256=sha256_of(path))
-
-
-def shape_sha256(spec: ModelSpec) -> str:
-    """SHA-256 over the architecture and every tensor's name and shape, in hex; the order does not matter.
-
-    Two checkpoints of one architecture share it: it says that a plan's sizes apply, not that the weights are equal.
-    """
-    digest = hashlib.sha256(f"{spec.architecture}\n".encode())
-    for tensor in sorted(spec.tensors, key=lambda tensor: tensor.name):
-        digest.update(f"{tensor.name}:{'x'.join(map(str, tensor.shape))}\n".encode())
-    return digest.hexdigest()

@@ -35,6 +35,8 @@ _QUALITY_SHARE = 0.5
 """Of the time budget, when quality is measured too."""
 _IDLE_SHARE = 0.9
 """Share of its cores' time below which a measured speed is noted as too low."""
+_REMEMBER_SHARE = 0.5
+"""Below this a speed says more about the other programs: it would mislead every later estimate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,7 @@ class VerificationResult:
     artifact: str
     measured: Mapping[str, Measured]
     measurements: tuple[Measurement, ...]
+    """What later estimates may learn from: all that was measured, but for speeds taken on busy cores."""
     verdicts: tuple[Verdict, ...]
     ok: bool
     """No verdict is outside."""
@@ -151,19 +154,24 @@ def gguf_files(artifact: Path) -> tuple[Path, ...]:
     return tuple(artifact.with_name(name) for name in shard_names(artifact.name))
 
 
-def _busy_notes(speed: SpeedTrial) -> list[str]:
-    """llama.cpp's threads spin while they wait, so on an idle machine they have all of their cores' time."""
+def core_shares(speed: SpeedTrial) -> dict[str, float]:
+    """Share of its cores' time that llama.cpp had while each speed was measured; empty where a GPU did the work.
+
+    Its threads spin while they wait for each other, so on an idle machine the share is 1.
+    """
     if speed.gpu_layers > 0:
-        return []
-    notes = []
-    for quantity, taken in ((PREFILL, speed.prefill), (DECODE, speed.decode)):
-        share = taken.cpu_seconds / (speed.threads * sum(taken.seconds_per_sample))
-        if share < _IDLE_SHARE:
-            notes.append(
-                f"other programs were busy: llama.cpp had {share:.0%} of its {speed.threads} cores while "
-                f"{quantity} was measured, so it is lower than this machine's; verify again when it is idle"
-            )
-    return notes
+        return {}
+    rates = {PREFILL: speed.prefill, DECODE: speed.decode}
+    return {name: r.cpu_seconds / (speed.threads * sum(r.seconds_per_sample)) for name, r in rates.items()}
+
+
+def _busy_notes(speed: SpeedTrial) -> list[str]:
+    return [
+        f"other programs were busy: llama.cpp had {share:.0%} of its {speed.threads} cores while {quantity} was "
+        f"measured, so it is lower than this machine's{'' if share >= _REMEMBER_SHARE else ' and is not remembered'}"
+        for quantity, share in core_shares(speed).items()
+        if share < _IDLE_SHARE
+    ]
 
 
 def _speed(request: TrialRequest, progress: Progress | None, notes: list[str]) -> TrialResult | None:
@@ -274,6 +282,7 @@ def _measurements(
     predicted = {expectation.quantity: expectation.predicted for expectation in expectations}
     scale = {DECODE: subject.decode_weights_bytes, PREFILL: subject.prefill_weight_count}
     variant, conditions = subject.variant, _conditions(placement, speed)
+    crowded = {name for name, share in core_shares(speed).items() if share < _REMEMBER_SHARE} if speed else set()
     return tuple(
         Measurement(
             quantity=quantity,
@@ -297,6 +306,7 @@ def _measurements(
             weights_bytes=scale.get(quantity),
         )
         for quantity, value in measured.items()
+        if quantity not in crowded
     )
 
 

@@ -1,36 +1,26 @@
-"""``python -m planner.verify.child``: one measurement, asked by a line of JSON on stdin.
-
-Answers with lines of JSON on stdout: ``{"progress": [what, fraction]}`` any number of times, then one
-``{"result": …}`` or ``{"error": …}``. llama.cpp's log goes to stderr. When stdin closes, the parent is gone and the
-child ends at once.
-"""
+"""``python -m planner.verify.child``: one measurement, asked and answered as ``execute/process.py`` says."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import threading
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
-from planner.core.codec import decode, encode
-from planner.core.errors import InputError, QplanError
+from planner.core.codec import decode
+from planner.core.errors import InputError
+from planner.execute.process import serve
 from planner.verify.trial import QUALITY, SPEED, QualityTrial, SpeedTrial, TrialRequest, TrialResult
 
 if TYPE_CHECKING:
     from planner.verify.native import Progress
 
-_PARENT_GONE = 70
-_PROGRESS_SECONDS = 0.1
 
-
-def run(request: TrialRequest, answer: TextIO) -> TrialResult:
-    """Carry out ``request``, telling the progress on ``answer``."""
+def work(asked: object, progress: Progress) -> TrialResult:
+    """Carry out the request, telling what is being done and the fraction done."""
     from planner.verify import native
 
-    progress = _throttled(answer)
+    request = decode(TrialRequest, asked, what="the request")
     speed: SpeedTrial | None = None
     quality: QualityTrial | None = None
     if request.kind == SPEED:
@@ -40,20 +30,6 @@ def run(request: TrialRequest, answer: TextIO) -> TrialResult:
     else:
         raise InputError(f"{request.kind!r} is no kind of trial", hint=f"{SPEED} or {QUALITY}")
     return TrialResult(speed=speed, quality=quality, tool_version=native.tool_version())
-
-
-def _throttled(answer: TextIO) -> Progress:
-    """Progress lines, at most one in 0.1 s for the same work: loading reports every tensor."""
-    last = ("", 0.0)
-
-    def progress(what: str, fraction: float) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if what != last[0] or now - last[1] >= _PROGRESS_SECONDS:
-            last = (what, now)
-            _say(answer, {"progress": [what, round(fraction, 3)]})
-
-    return progress
 
 
 def _speed(request: TrialRequest, progress: Progress) -> SpeedTrial:
@@ -109,39 +85,5 @@ def default_threads() -> int:
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
 
-def _say(answer: TextIO, message: object) -> None:
-    answer.write(json.dumps(message) + "\n")
-    answer.flush()
-
-
-def _end_with_parent() -> None:
-    while sys.stdin.read(1 << 16):
-        continue
-    os._exit(_PARENT_GONE)
-
-
-def _parsed(line: str) -> object:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError("the request is not JSON", numbers=str(error), code="bad-document") from None
-
-
-def main() -> int:
-    """Read the request, measure, answer; 0 when there is a result."""
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # nothing a library prints may mix with the answer
-    line = sys.stdin.readline()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        result = run(decode(TrialRequest, _parsed(line), what="the request"), answer)
-    except QplanError as error:
-        described = {"what": error.what, "numbers": error.numbers, "hint": error.hint, "code": error.code}
-        _say(answer, {"error": {"class": type(error).__name__, **described}})
-        return 1
-    _say(answer, {"result": encode(result)})
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(work))

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 from planner.core.candidate import Placement, Variant
 from planner.core.codec import read_json
-from planner.core.errors import InputError, NeedsConfirmation
+from planner.core.errors import InputError, NeedsConfirmation, QplanError
 from planner.core.hardware import HardwareProfile
-from planner.core.model import ModelSpec
+from planner.core.measurement import Measurement
+from planner.core.model import ModelSpec, shape_sha256
 from planner.core.plan import Expectation, Plan
 from planner.core.units import format_bytes
 from planner.execute import obtain, preflight, receipts, runner
@@ -264,14 +265,12 @@ def _measure(
 ) -> Any:
     """Measure, and put what was measured into the store."""
     from planner.estimate.weights import bytes_read_per_token
-    from planner.models import fingerprint
-    from planner.store import Store
     from planner.verify.artifact import Subject, verify_artifact
 
     on_gpu, on_host = bytes_read_per_token(model, variant, placement)
     subject = Subject(
         model=model.name,
-        model_sha256=fingerprint.shape_sha256(model),
+        model_sha256=shape_sha256(model),
         variant=variant,
         decode_weights_bytes=float(on_gpu + on_host),
         prefill_weight_count=float(model.active_parameter_count),
@@ -287,6 +286,16 @@ def _measure(
         progress=progress,
         budget_seconds=budget_seconds,
     )
-    with Store() as store:
-        store.add(result.measurements)
-    return result
+    return dataclasses.replace(result, notes=(*result.notes, *_remember(result.measurements)))
+
+
+def _remember(measurements: tuple[Measurement, ...]) -> tuple[str, ...]:
+    """Put measurements into the store; a store that cannot be written costs a note, not the result."""
+    from planner.store import Store
+
+    try:
+        with Store() as store:
+            store.add(measurements)
+    except QplanError as error:
+        return (f"the measurement could not be kept for later estimates: {error.what}",)
+    return ()

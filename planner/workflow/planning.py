@@ -15,7 +15,7 @@ from planner.core.errors import DoesNotFit, InputError, StalePlan, UsageError
 from planner.core.estimates import Prediction
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import DECODE, FILE_BYTES, KL_DIVERGENCE, PEAK_MEMORY, PERPLEXITY_RATIO, PREFILL
-from planner.core.model import ModelSpec
+from planner.core.model import ModelSpec, shape_sha256
 from planner.core.plan import STEP_KINDS, Expectation, PinnedFile, Plan, PlanHardware, PlanModel
 from planner.methods.serving import artifact_name
 from planner.workflow.recommend import Recommendation
@@ -92,7 +92,7 @@ def plan_model(model: ModelSpec) -> PlanModel:
         location=model.source.hub_id or str(model.source.location),
         revision=model.source.revision,
         parameter_count=model.parameter_count,
-        shape_sha256=fingerprint.shape_sha256(model),
+        shape_sha256=shape_sha256(model),
         files=tuple(PinnedFile(name=f.name, size_bytes=f.size_bytes, sha256=f.sha256) for f in fingerprint.pin(model)),
     )
 
