@@ -19,7 +19,7 @@ def write_stub(spec: ModelSpec, path: Path) -> None:
     writer = gguf.GGUFWriter(str(path), spec.architecture)
     writer.add_string("tokenizer.ggml.model", "no_vocab")
     for key, value in hyperparameters(spec).items():
-        _add(writer, f"{spec.architecture}.{key}", value)
+        add_value(writer, f"{spec.architecture}.{key}", value)
     data_bytes = 0
     for tensor in spec.tensors:
         nbytes = 4 * tensor.element_count
@@ -35,7 +35,8 @@ def write_stub(spec: ModelSpec, path: Path) -> None:
         file.truncate(-(-header_bytes // ALIGNMENT) * ALIGNMENT + data_bytes)
 
 
-def _add(writer: Any, key: str, value: object) -> None:
+def add_value(writer: Any, key: str, value: object) -> None:
+    """Add a metadata value by its Python type."""
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):

@@ -6,6 +6,7 @@ stdout is the answer, stderr everything else. ``--help`` imports no verb but the
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 import click
 
 from planner import FORMAT_VERSION, __version__
-from planner.core.errors import Exit, QplanError
+from planner.core.errors import Exit, QplanError, UsageError
 
 VERBS: dict[str, tuple[str, str]] = {
     "recommend": ("recommend", "say how to run a model best on this machine"),
@@ -80,31 +81,44 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of ``planner.core.errors.Exit``."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # JSON is UTF-8 whatever the locale; for a person, what the terminal cannot show is escaped.
+            utf8 = stream is sys.stdout and bool({"--json", "--batch"} & set(arguments))
+            stream.reconfigure(encoding="utf-8" if utf8 else None, errors="backslashreplace")
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; the exit code."""
+    as_json = "--json" in arguments
     try:
         result = cli.main(args=list(arguments), standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return int(result) if isinstance(result, int) else Exit.DONE
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except click.UsageError as error:
-        error.show(sys.stderr)
-        return Exit.USAGE
     except click.ClickException as error:
         error.show(sys.stderr)
+        if as_json:
+            print_error(QplanError(error.format_message(), code=UsageError.default_code))
         return Exit.USAGE
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
+        if as_json:
+            print_error(QplanError("interrupted", code="interrupted"))
         return Exit.INTERRUPTED
     except BrokenPipeError:
         # The reader went away (`qplan models | head`): nothing is wrong and nobody is there to be told.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return Exit.DONE
     except QplanError as error:
-        return report_error(error, as_json="--json" in arguments)
+        return report_error(error, as_json=as_json)
+    except OSError as error:
+        if os.environ.get("QPLAN_DEBUG"):
+            raise
+        return _refused(error)
     except Exception as error:
         if os.environ.get("QPLAN_DEBUG"):
             raise
@@ -114,8 +128,27 @@ def run(arguments: Sequence[str]) -> int:
                 hint="this is a bug in qplan; QPLAN_DEBUG=1 prints the traceback for a report",
                 code="internal",
             ),
-            as_json="--json" in arguments,
+            as_json=as_json,
         )
+
+
+def _discard_output() -> None:
+    """Send what stdout still holds nowhere, so that the interpreter does not fail on it when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _refused(error: OSError) -> int:
+    """The system refused something that no check foresaw, most likely to take the answer: a full disk behind stdout."""
+    _discard_output()
+    named = f" {error.filename}" if error.filename else ""
+    return report_error(
+        QplanError(
+            f"the system refused{named}: {error.strerror or error}",
+            hint="make room or choose another place; QPLAN_DEBUG=1 prints the traceback",
+            code="system",
+        ),
+        as_json=False,
+    )
 
 
 def report_error(error: QplanError, *, as_json: bool) -> int:
@@ -126,6 +159,11 @@ def report_error(error: QplanError, *, as_json: bool) -> int:
     if error.hint:
         click.echo(f"{click.style('hint:', fg='cyan')} {error.hint}", err=True)
     if as_json:
-        body = {"code": error.code, "message": error.what, "numbers": error.numbers, "hint": error.hint}
-        click.echo(json.dumps({"format_version": FORMAT_VERSION, "error": body}))
+        print_error(error)
     return error.exit_code
+
+
+def print_error(error: QplanError) -> None:
+    """An error as the JSON document on stdout."""
+    body = {"code": error.code, "message": error.what, "numbers": error.numbers, "hint": error.hint}
+    click.echo(json.dumps({"format_version": FORMAT_VERSION, "error": body}))

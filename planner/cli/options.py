@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from planner.core.errors import UsageError
 from planner.core.units import parse_bytes
 from planner.core.workload import KV_TYPES, OBJECTIVES, Workload
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+MORE_THAN_ANY = 1 << 20
+"""More layers than any model has."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 profile_option = click.option(
@@ -31,6 +36,17 @@ class Bytes(click.ParamType[int]):
         return value if isinstance(value, int) else parse_bytes(value)
 
 
+class Speed(click.FloatRange):
+    """A speed from 0 on that is a number: click's range lets ``nan`` and ``inf`` pass."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Tokens per second."""
+        speed = float(super().convert(value, param, ctx))
+        if not math.isfinite(speed):
+            raise click.BadParameter(f"{value!r} is no speed", ctx, param)
+        return speed
+
+
 class GpuLayers(click.ParamType[int]):
     """A number of layers, or ``all``."""
 
@@ -39,20 +55,23 @@ class GpuLayers(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The count; ``all`` is more than any model has."""
         if value == "all":
-            return 1 << 20
-        if isinstance(value, int) or value.isdecimal():
-            return int(value)
+            return MORE_THAN_ANY
+        if isinstance(value, int):
+            return value
+        if value.isdecimal():
+            return min(int(value), MORE_THAN_ANY) if len(value) < 10 else MORE_THAN_ANY
         raise click.BadParameter(f"{value!r} is neither a number of layers nor 'all'", ctx, param)
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
-    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else None
+    """The names of a list with commas; an empty list is no wish."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip()) or None
 
 
 _WORKLOAD = (
     click.option("--context", type=click.IntRange(1), default=8192, show_default=True, help="Tokens of context."),
     click.option("--objective", type=click.Choice(OBJECTIVES), default="balanced", show_default=True),
-    click.option("--min-decode", type=click.FloatRange(0), metavar="T/S", help="Least decode speed, tokens/s."),
+    click.option("--min-decode", type=Speed(0), metavar="T/S", help="Least decode speed, tokens/s."),
     click.option("--max-memory", type=Bytes(), metavar="SIZE", help="Most memory on one device, as in 10GiB."),
     click.option("--concurrency", type=click.IntRange(1), default=1, show_default=True, help="Sequences at once."),
     click.option("--methods", metavar="A,B", help="Only these methods (`qplan methods`)."),
@@ -109,4 +128,7 @@ def workload(
 
 def existing(path: str) -> Path:
     """A path argument; that it exists is checked where it is read, with a better error than click's."""
-    return Path(path).expanduser()
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{path} names a home that does not exist", hint="write the path in full") from None

@@ -84,23 +84,56 @@ def content_sha256(value: object) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Parsed JSON of ``path``.
+    """Parsed JSON of ``path``; a byte order mark, as some editors write, is skipped.
 
     Raises:
-        InputError: the file is missing, unreadable or no JSON.
+        InputError: the file is missing, unreadable or no JSON: not UTF-8, too deep, a number of thousands of digits,
+            or one of Python's own ``NaN`` and ``Infinity``.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
+        document = json.loads(text, parse_constant=_no_number)
+        if "\\ud" in text.lower():
+            canonical_json(document).encode()  # half of a surrogate pair can be escaped but is no text
     except FileNotFoundError:
         raise InputError(f"{path} does not exist", code="missing-file") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read", numbers=str(error), code="unreadable-file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(
+            f"{path} cannot be read", numbers=error.strerror or str(error), code="unreadable-file"
+        ) from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON", numbers=str(error), code="bad-json") from None
+    return document
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no JSON number")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` holds either its old content or all of the new one."""
+    """Write ``text`` so that ``path`` holds either its old content or all of the new one.
+
+    A symbolic link stays one; a device or a pipe, as ``/dev/stdout``, is written to and never replaced.
+
+    Raises:
+        InputError: no such folder can be made, no permission, no space, or a folder has this name.
+    """
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_text(text, encoding="utf-8")
+        else:
+            _replace(path.resolve() if path.is_symlink() else path, text)
+    except OSError as error:
+        reason = "a folder has this name" if path.is_dir() else error.strerror or str(error)
+        raise InputError(
+            f"{path} cannot be written",
+            numbers=reason,
+            hint="name a file in a folder that you can write and that has room",
+            code="unwritable-file",
+        ) from None
+
+
+def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -30,6 +30,8 @@ _SCALE = {
     "g": GIB,
     "t": 1 << 40,
 }
+_SIZE_DIGITS = 30
+"""More digits than any memory's size has; a float holds them all."""
 _BYTES = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 
@@ -43,9 +45,9 @@ def parse_bytes(text: str) -> int:
     """
     match = _BYTES.fullmatch(text)
     scale = _SCALE.get(match[2].lower()) if match else None
-    if match is None or scale is None:
+    if match is None or scale is None or len(match[1]) > _SIZE_DIGITS:
         raise UsageError(
-            f"{text!r} is not a size",
+            f"{text[:40]!r} is not a size",
             hint="write a number and a unit, as in 10GiB, 512MiB or 24GB",
             code="bad-size",
         )

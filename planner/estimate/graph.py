@@ -129,7 +129,7 @@ def weight(key: WeightKey, home: int) -> Node:
     return made
 
 
-def product(a: Dimension, b: int) -> int:
+def multiplied(a: Dimension, b: int) -> int:
     """``a * b`` for a dimension that is a number."""
     assert isinstance(a, int)
     return a * b

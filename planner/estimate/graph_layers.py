@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from planner.core.model import AttentionLayer, ModelSpec
-from planner.estimate.graph import GLOBAL, Graph, Node, Shape, divided, leaf, product, terms, view, weight
+from planner.estimate.graph import GLOBAL, Graph, Node, Shape, divided, leaf, multiplied, terms, view, weight
 from planner.formats.ggml import row_bytes, type_traits
 
 _SCALED_INPUT = ("gemma", "gemma2", "gemma3", "gemma3n", "gemma4")
@@ -269,7 +269,7 @@ class LayerBuilder:
                 turned = view("PERMUTE", (v_dim, "u", heads), result)
                 product = Node("MUL_MAT", (up, "u", heads), (self._weight(v_up), turned))
                 result = Node("CONT", (up, heads, "u"), (view("PERMUTE", (up, heads, "u"), product),))
-            merged = view("RESHAPE", (product(result.shape[0], heads), "u"), result)
+            merged = view("RESHAPE", (multiplied(result.shape[0], heads), "u"), result)
         else:
             scores = Node("MUL_MAT", (cells, "u", heads), (k, q))
             if self.architecture in _SOFT_CAPPED:
@@ -283,7 +283,7 @@ class LayerBuilder:
             result = Node("MUL_MAT", (v_dim, "u", heads), (v, scores))
             if v_up is not None:
                 result = Node("MUL_MAT", (self.has[v_up][1], "u", heads), (self._weight(v_up), result))
-            wide = product(result.shape[0], heads)
+            wide = multiplied(result.shape[0], heads)
             merged = Node("CONT", (wide, "u"), (view("PERMUTE", (result.shape[0], heads, "u"), result),))
         self.graph.expand(merged)
         return merged

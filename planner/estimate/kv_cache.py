@@ -44,6 +44,7 @@ def layer_cells(layer: AttentionLayer, placement: Placement) -> int:
     return cells(placement)
 
 
+@lru_cache(maxsize=8192)
 def gpu_tensor_bytes(size: int, type_: str, row: int) -> int:
     """Bytes of a tensor in a CUDA buffer: the last row padded if it is quantized, then aligned."""
     if type_traits(type_).block_weights > 1 and row % CUDA_ROW_PADDING:

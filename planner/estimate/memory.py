@@ -25,6 +25,9 @@ CUBLAS_WORKSPACE_HOPPER_BYTES = 32 * MIB
 RUNTIME_BYTES = 41 * MIB
 """Resident set of Python with llama_cpp and numpy imported, before a model: 41.1 MiB with llama-cpp-python 0.3.36 and
 Python 3.11 on Linux x86-64 (2026-11-23)."""
+LIBRARY_BYTES = 6 * MIB
+"""What a run's resident set exceeds llama.cpp's own buffers by: 5-6 MiB with flash attention, up to 9 without
+(llama-cpp-python 0.3.36, Linux x86-64, 2026-11)."""
 _SOURCE = "graph allocator, KV cache and tensor padding of llama.cpp as in llama-cpp-python 0.3.36"
 
 
@@ -146,7 +149,7 @@ def _notes(gpus: tuple[Gpu, ...]) -> tuple[str, ...]:
 def peak_memory_bytes(
     model: ModelSpec, variant: Variant, placement: Placement, hardware: HardwareProfile
 ) -> Prediction | None:
-    """Most memory a run takes: on the first GPU where one is used, else the process's resident set."""
+    """Most memory a run takes: on the first GPU where one is used, else the resident set without the bare process."""
     made = memory(model, variant, placement, hardware)
     if made.devices:
         return _gpu_peak(made.devices[0])
@@ -169,19 +172,24 @@ def _gpu_peak(device: DeviceMemory) -> Prediction:
 def cpu_peak_memory_bytes(
     model: ModelSpec, variant: Variant, placement: Placement, hardware: HardwareProfile
 ) -> Prediction:
-    """Peak resident set of a run on the CPU: the mapped file, its interleaved copy, cache, buffers and the process.
+    """Peak resident set that a run on the CPU adds to its process.
 
-    The interval's low end leaves out what the kernel need not keep: pages of the mapping that were interleaved, the
-    unread rows of the token table, and compute and cache pages that a short run never touches.
+    That is the mapped file, its interleaved copy, the cache, the buffers, and what the libraries allocate on the way.
+
+    The bare process (:data:`RUNTIME_BYTES`) is left out, as it depends on the program around llama.cpp: a server in
+    C++ takes a few MiB, Python with numpy forty. The interval's low end leaves out what the kernel need not keep: pages
+    of the mapping that were interleaved, the unread rows of the token table, and compute and cache pages that a short
+    run never touches.
     """
     made = memory(model, variant, placement, hardware).host
     copy = weights.repacked_bytes(model, variant, model.n_layer, True, hardware.cpu.simd)
     tables = weights.global_bytes(model, variant)[0] if not model.tied_embeddings else 0
-    idle = min(copy, made.weights_bytes) + tables + 0.9 * made.compute_bytes + 0.5 * made.kv_cache_bytes
+    idle = copy + tables + 0.9 * made.compute_bytes + 0.5 * made.kv_cache_bytes
+    total = made.total_bytes - RUNTIME_BYTES + LIBRARY_BYTES
     return Prediction(
-        value=float(made.total_bytes),
-        low=max(made.total_bytes - idle, 0.3 * made.total_bytes),
-        high=1.05 * made.total_bytes + RUNTIME_BYTES,
+        value=float(total),
+        low=max(total - idle, 0.3 * total),
+        high=1.05 * total + 2 * LIBRARY_BYTES,
         basis=FORMULA,
         source=f"{_SOURCE}; mapped file and interleaved copy both resident",
         terms=_terms(made),

@@ -16,6 +16,9 @@ from planner.estimate.speed_model import device_factor, document, interval, stra
 from planner.estimate.speed_work import Work, work
 
 _Z80 = 1.2816
+LEAST_SPREAD = 0.1
+"""Least half-width of a fitted interval, as a logarithm: where the held-out rows of a stratum all lie on one side, the
+next device may lie on the other."""
 ASSUMED_SPREAD = 3.0
 """What an assumed host bandwidth of 51 GB/s may be off by: ``data/hosts.csv`` and ``data/devices.csv`` hold CPUs from
 17 GB/s (Raspberry Pi 5) to 154 GB/s within this factor; servers beyond it are worth a second's measurement."""
@@ -161,8 +164,8 @@ def _fitted(load: Work, timing: Timing, where: Site, quantity: str) -> Predictio
         source += f", corrected by the rows of {device}"
     return Prediction(
         value=value,
-        low=value * exp(min(low, 0.0)),
-        high=value * exp(max(high, 0.0)),
+        low=value * exp(min(low, -LEAST_SPREAD)),
+        high=value * exp(max(high, LEAST_SPREAD)),
         basis=FORMULA,
         source=source,
         terms=timing.terms if factor is None else (*timing.terms, ("device's rows over fitted", factor, "x")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from planner.core.errors import ExecutionFailed, MissingDependency, StalePlan
@@ -63,11 +64,19 @@ def check_model_files(plan: Plan, model: Path) -> None:
 
 
 def check_output(plan: Plan, output: Path) -> None:
-    """Refuse to replace a file that this plan did not make.
+    """Refuse a folder that cannot be written, and to replace a file that this plan did not make.
 
     Raises:
-        ExecutionFailed: naming the file.
+        ExecutionFailed: naming the folder or the file.
     """
+    there = next((folder for folder in (output, *output.absolute().parents) if folder.exists()), output)
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ExecutionFailed(
+            f"{output} cannot be written",
+            numbers=f"{there} is {'read-only' if there.is_dir() else 'no folder'}",
+            hint="choose another folder with --output",
+            code="output-not-writable",
+        )
     for step in plan.making_steps():
         path = output / str(step.output)
         receipt = receipts.read(output, step.name)

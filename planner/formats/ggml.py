@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from math import prod
 
 from planner.core.data import read_table
@@ -78,6 +78,7 @@ def row_bytes(name: str, weights: int) -> int:
     return weights // traits.block_weights * traits.block_bytes
 
 
+@lru_cache(maxsize=8192)
 def tensor_bytes(name: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor of ``shape`` (ggml order, rows of ``shape[0]``) in type ``name``, without padding."""
     return row_bytes(name, shape[0]) * prod(shape[1:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from planner.core.candidate import Rejection, Variant
 from planner.core.errors import UsageError
@@ -20,12 +20,12 @@ Mean over checkpoints written by transformers 5.23 (names of 40-70 characters)."
 
 def is_linear(tensor: Tensor) -> bool:
     """Whether GPU quantizers replace this tensor: a weight matrix inside a block that is no norm and no router."""
-    return (
-        tensor.layer is not None
-        and len(tensor.shape) >= 2
-        and tensor.name.endswith(".weight")
-        and not any(part in tensor.name for part in _KEPT)
-    )
+    return tensor.layer is not None and len(tensor.shape) >= 2 and _may_be_linear(tensor.name)
+
+
+@cache
+def _may_be_linear(name: str) -> bool:
+    return name.endswith(".weight") and not any(part in name for part in _KEPT)
 
 
 def matrices(tensor: Tensor) -> tuple[int, int, int]:

@@ -78,6 +78,7 @@ def tensor_bytes(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
     return tuple(ggml.tensor_bytes(type_, tensor.shape) for type_, tensor in zip(types, model.tensors, strict=True))
 
 
+@lru_cache(maxsize=512)
 def metadata_bytes(model: ModelSpec) -> int:
     """Estimated bytes before the tensors: keys, vocabulary, and one record per tensor (this part exact).
 

@@ -109,6 +109,7 @@ _EIGHT_EXPERT_OUTPUT = frozenset(
 )
 
 
+@cache
 def category(name: str) -> str:
     """What role the tensor called ``name`` plays for the mixes."""
     if name == "output.weight":
@@ -120,10 +121,12 @@ def category(name: str) -> str:
 
 def is_quantized(tensor: Tensor) -> bool:
     """Whether llama.cpp quantizes ``tensor`` at all: a matrix whose name ends in ``weight``, with exceptions."""
-    name = tensor.name
-    if _dimension_count(tensor.shape) < 2 or not name.endswith("weight") or name in _KEPT_NAMES:
-        return False
-    return not any(part in name for part in _KEPT_PARTS)
+    return _may_quantize(tensor.name) and _dimension_count(tensor.shape) >= 2
+
+
+@cache
+def _may_quantize(name: str) -> bool:
+    return name.endswith("weight") and name not in _KEPT_NAMES and not any(part in name for part in _KEPT_PARTS)
 
 
 def source_type(model: ModelSpec, tensor: Tensor) -> str:
@@ -352,6 +355,12 @@ def _is_70b(model: ModelSpec, expert_count: int) -> bool:
     return (model.architecture, model.n_layer) in {("qwen2", 80), ("deci", 80), ("olmo", 80), ("jais2", 68)}
 
 
+@lru_cache(maxsize=512)
+def _visited(model: ModelSpec) -> tuple[int, ...]:
+    """Indexes of the tensors in the order in which llama.cpp visits them."""
+    return tuple(sorted(range(len(model.tensors)), key=lambda i: _order(model.tensors[i])))
+
+
 def _order(tensor: Tensor) -> tuple[int, bytes]:
     layer = tensor.layer
     return (-1 if layer is None else layer, tensor.name.encode())
@@ -389,7 +398,7 @@ def tensor_types(model: ModelSpec, ftype: str, imatrix: bool = False) -> tuple[s
     mix = _start(model, ftype, imatrix)
     plain = type_traits(default).block_weights == 1
     types = [""] * len(model.tensors)
-    for index in sorted(range(len(types)), key=lambda i: _order(model.tensors[i])):
+    for index in _visited(model):
         tensor = model.tensors[index]
         if not is_quantized(tensor):
             types[index] = "F32" if default == "F32" else source_type(model, tensor)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from planner.core.codec import write_atomically
 from planner.core.data import home
+from planner.core.errors import InputError
 from planner.core.hardware import Cpu, Memory
 from planner.probe.reader import Reader, whole
 
@@ -110,5 +111,5 @@ def _remember(key: str, value: Bandwidth) -> None:
         "buffer_bytes": value.buffer_bytes,
         "date": value.date,
     }
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(InputError):
         write_atomically(path, json.dumps(known, indent=1))

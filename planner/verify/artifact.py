@@ -35,8 +35,8 @@ _QUALITY_SHARE = 0.5
 """Of the time budget, when quality is measured too."""
 _IDLE_SHARE = 0.9
 """Share of its cores' time below which a measured speed is noted as too low."""
-_REMEMBER_SHARE = 0.5
-"""Below this a speed says more about the other programs: it would mislead every later estimate."""
+_REMEMBER_SHARE = 0.75
+"""Below this a speed says more about the other programs: it would mislead all later estimates, and it is no verdict."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +119,7 @@ def verify_artifact(
     measured = {FILE_BYTES: _exact(sum(file.stat().st_size for file in files))}
     measured |= _speed_quantities(speed, notes) if speed else {}
     measured |= _quality_quantities(quality) if quality else {}
-    judged = verdicts(expectations, measured)
+    judged = verdicts(expectations, measured, busy=_crowded(speed))
     tool = next((trial.tool_version for trial in (speed_trial, quality_trial) if trial), "")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return VerificationResult(
@@ -163,6 +163,11 @@ def core_shares(speed: SpeedTrial) -> dict[str, float]:
         return {}
     rates = {PREFILL: speed.prefill, DECODE: speed.decode}
     return {name: r.cpu_seconds / (speed.threads * sum(r.seconds_per_sample)) for name, r in rates.items()}
+
+
+def _crowded(speed: SpeedTrial | None) -> set[str]:
+    """Speeds that were measured while other programs had too much of the cores."""
+    return {name for name, share in core_shares(speed).items() if share < _REMEMBER_SHARE} if speed else set()
 
 
 def _busy_notes(speed: SpeedTrial) -> list[str]:
@@ -282,7 +287,7 @@ def _measurements(
     predicted = {expectation.quantity: expectation.predicted for expectation in expectations}
     scale = {DECODE: subject.decode_weights_bytes, PREFILL: subject.prefill_weight_count}
     variant, conditions = subject.variant, _conditions(placement, speed)
-    crowded = {name for name, share in core_shares(speed).items() if share < _REMEMBER_SHARE} if speed else set()
+    crowded = _crowded(speed)
     return tuple(
         Measurement(
             quantity=quantity,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +22,7 @@ INSIDE = "inside"
 BETTER = "better"
 OUTSIDE = "outside"
 NOT_MEASURED = "not measured"
+MACHINE_BUSY = "machine busy"
 
 _BETTER_IS_LESS = {PEAK_MEMORY: True, PREFILL: False, DECODE: False, PERPLEXITY_RATIO: True, KL_DIVERGENCE: True}
 """Which side of the interval is good news. File bytes have none: the size is exact, and a smaller file is another."""
@@ -55,7 +56,7 @@ class Verdict:
     ratio: float | None
     """measured / predicted."""
     position: str
-    """:data:`INSIDE`, :data:`BETTER`, :data:`OUTSIDE` or :data:`NOT_MEASURED`."""
+    """:data:`INSIDE`, :data:`BETTER`, :data:`OUTSIDE`, :data:`NOT_MEASURED` or :data:`MACHINE_BUSY`."""
 
 
 def position(quantity: str, low: float, high: float, measured: float) -> str:
@@ -75,14 +76,15 @@ def position(quantity: str, low: float, high: float, measured: float) -> str:
     return BETTER if (measured < low) == less_is_better else OUTSIDE
 
 
-def verdict(expectation: Expectation, measured: Measured | None) -> Verdict:
-    """One expectation judged."""
+def verdict(expectation: Expectation, measured: Measured | None, *, busy: bool = False) -> Verdict:
+    """One expectation judged. A speed that falls short while other programs had the cores says nothing of the plan."""
     if measured is None:
         where, value, ok, ratio = NOT_MEASURED, None, None, None
     else:
         value = measured.value
         where = position(expectation.quantity, expectation.low, expectation.high, value)
-        ok = where != OUTSIDE
+        where = MACHINE_BUSY if busy and where == OUTSIDE else where
+        ok = None if where == MACHINE_BUSY else where != OUTSIDE
         ratio = value / expectation.predicted if expectation.predicted else None
     return Verdict(
         quantity=expectation.quantity,
@@ -96,13 +98,15 @@ def verdict(expectation: Expectation, measured: Measured | None) -> Verdict:
     )
 
 
-def verdicts(expectations: Sequence[Expectation], measured: Mapping[str, Measured]) -> tuple[Verdict, ...]:
-    """All expectations judged, in the contract's order of quantities."""
+def verdicts(
+    expectations: Sequence[Expectation], measured: Mapping[str, Measured], busy: Collection[str] = ()
+) -> tuple[Verdict, ...]:
+    """All expectations judged, in the contract's order; ``busy`` names those measured on a busy machine."""
     order = {quantity: i for i, quantity in enumerate(QUANTITIES)}
-    judged = [verdict(expectation, measured.get(expectation.quantity)) for expectation in expectations]
+    judged = [verdict(e, measured.get(e.quantity), busy=e.quantity in busy) for e in expectations]
     return tuple(sorted(judged, key=lambda v: order.get(v.quantity, len(order))))
 
 
 def all_ok(judged: Sequence[Verdict]) -> bool:
-    """No verdict is outside; what was not measured does not count."""
+    """No verdict is outside; what was not measured, or on a busy machine, does not count."""
     return all(v.ok is not False for v in judged)

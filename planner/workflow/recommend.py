@@ -51,6 +51,7 @@ def recommend(
 
     check_workload(workload)
     model = models.resolve(model_text)
+    check_types(model, workload)
     hardware = survey(profile, output=output, measure=measure)
     decision = decide(model, hardware, workload, calibration_of(hardware))
     return Recommendation(
@@ -75,3 +76,22 @@ def check_workload(workload: Workload) -> None:
             raise UsageError(f"{name} must be at least 1", numbers=f"got {value}")
     for method in workload.methods or ():
         methods.row(method)
+
+
+def check_types(model: ModelSpec, workload: Workload) -> None:
+    """Refuse a type that none of the wanted methods can make of the model.
+
+    Raises:
+        UsageError: with the known types.
+    """
+    from planner import methods
+
+    wanted = workload.methods or methods.names()
+    known = [variant.type for name in wanted for variant in methods.get(name).variants(model)]
+    for asked in workload.types or ():
+        if asked.lower() not in {type_.lower() for type_ in known}:
+            raise UsageError(
+                f"{asked!r} is no type that {', '.join(wanted)} can make of {model.name}",
+                hint=f"one of {', '.join(dict.fromkeys(known))}",
+                code="unknown-type",
+            )
