@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from planner.core.model import ModelSpec
 from planner.core.units import MIB
 from planner.formats import ggml
 from planner.methods import gguf
+from planner.verify.trial import Buffer
 from tests.catalog_fixtures import ALIGNMENT, add_value, hyperparameters
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 _TILE_BYTES = 32 * MIB
 _STANDARD_DEVIATION = 0.02
+_ONES = "ones"
+"""Every vector is a norm, in F32."""
 # 16-bit scales within a block of ggml-common.h: (offset, value), chosen for weights of about 0.02 around 0;
 # all other bytes may be anything.
 _SCALES: dict[str, tuple[tuple[int, float], ...]] = {
     "Q4_0": ((0, 0.004),),
+    "Q5_0": ((0, 0.002),),
     "Q8_0": ((0, 0.00027),),
     "Q2_K": ((80, 0.0018), (82, 0.0027)),
     "Q3_K": ((108, 0.0005),),
@@ -49,12 +50,13 @@ def write_random_gguf(spec: ModelSpec, type_: str, path: Path) -> Path:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
-    tiles = {t: _tile(t) for t in set(types)}
+    tiles = {t: _tile(t) for t in {*types, _ONES}}
+    kinds = [_ONES if len(tensor.shape) == 1 else t for tensor, t in zip(spec.tensors, types, strict=True)]
     with path.open("r+b") as file:
         file.seek(0, 2)
-        for t, size in zip(types, sizes, strict=True):
+        for kind, size in zip(kinds, sizes, strict=True):
             file.write(b"\0" * (-file.tell() % ALIGNMENT))
-            _write_tiled(file.write, tiles[t], size)
+            _write_tiled(file.write, tiles[kind], size)
     return path
 
 
@@ -70,11 +72,11 @@ def _tile(type_: str) -> memoryview:
     import numpy as np
 
     rng = np.random.default_rng(1)
-    if type_ == "F32":
+    if type_ == _ONES:
         return memoryview(np.ones(MIB, np.float32).tobytes())
-    if type_ in ("F16", "BF16"):
-        values = (_STANDARD_DEVIATION * rng.standard_normal(_TILE_BYTES // 2, np.float32)).astype(np.float32)
-        return memoryview(values.astype(np.float16).tobytes() if type_ == "F16" else _as_bf16(values).tobytes())
+    if type_ in ("F32", "F16"):
+        values = rng.standard_normal(_TILE_BYTES // 4, np.float32) * np.float32(_STANDARD_DEVIATION)
+        return memoryview(values.astype(np.float32 if type_ == "F32" else np.float16).tobytes())
     block = ggml.type_traits(type_).block_bytes
     blocks = rng.integers(0, 256, (_TILE_BYTES // block, block), np.uint8)
     for offset, value in _SCALES[type_]:
@@ -82,8 +84,10 @@ def _tile(type_: str) -> memoryview:
     return memoryview(blocks.tobytes())
 
 
-def _as_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    import numpy as np
-
-    high: NDArray[np.uint16] = (values.view(np.uint32) >> 16).astype(np.uint16)
-    return high
+def reported(buffers: Iterable[Buffer]) -> dict[tuple[str, str], int]:
+    """llama.cpp's memory report as bytes by place, ``gpu`` or ``host``, and kind, as ``model`` or ``KV``."""
+    totals: dict[tuple[str, str], int] = {}
+    for buffer in buffers:
+        place = "gpu" if re.fullmatch(r"CUDA\d+", buffer.name) else "host"
+        totals[place, buffer.kind] = totals.get((place, buffer.kind), 0) + buffer.size_bytes
+    return totals

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
 from planner.cli.options import existing, json_option, profile_option
 from planner.cli.output import console, print_json, ranged
-from planner.core.errors import Exit, UsageError
+from planner.core.errors import Exit, InputError, UsageError
 from planner.core.units import format_bytes, format_rate
 
 _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -75,19 +77,36 @@ def command(model: str | None, batch: str | None, as_json: bool, **given: Any) -
 
 def run_batch(source: str) -> int:
     """Answer every line; 1 if one was bad."""
-    from planner.core.errors import InputError
-    from planner.workflow.estimates import estimate_batch
+    from planner.workflow.estimates import estimate_batch, estimate_file
 
     failed = False
-    try:
-        lines = sys.stdin if source == "-" else existing(source).open(encoding="utf-8")
-        with lines:
-            for answer in estimate_batch(lines):
-                failed = failed or "error" in answer
-                sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{source} cannot be read", numbers=str(error), code="unreadable-file") from None
+    streamed = source == "-"  # whoever writes the lines may wait for an answer before writing the next one
+    for answer in estimate_batch(_lines(None)) if streamed else estimate_file(_lines(existing(source))):
+        failed = failed or "error" in answer
+        sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        if streamed:
+            sys.stdout.flush()
     return Exit.FAILED if failed else Exit.DONE
+
+
+def _lines(path: Path | None) -> Iterator[str]:
+    """Lines of a file or of stdin; bytes that are no UTF-8 become escapes, which no JSON has.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with open(0 if path is None else path, encoding="utf-8-sig", errors="backslashreplace") as file:  # noqa: PTH123
+            yield from file
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist", code="missing-file") from None
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        name = "stdin" if path is None else path
+        raise InputError(
+            f"{name} cannot be read", numbers=error.strerror or str(error), code="unreadable-file"
+        ) from None
 
 
 def show(model: Any, variant: Any, placement: Any, hardware: Any, made: Any) -> None:

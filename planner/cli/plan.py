@@ -29,6 +29,10 @@ def command(model: str, output: str, profile: str | None, workload: Workload, as
     path = existing(output)
     answer = recommend(model, workload, profile=profile, output=path.absolute().parent, measure=True)
     made = make_plan(answer)
+    chosen = answer.decision.chosen
+    if chosen is not None and chosen.variant.method != made.variant.method:
+        note = f"{chosen.variant.label()} ranks first, but this version cannot carry {chosen.variant.method} out"
+        click.echo(f"note: {note}; planned for {made.variant.label()}", err=True)
     write_atomically(path, plan_text(made))
     if as_json:
         print_json(encode(made))

@@ -241,8 +241,14 @@ def _commands(out: Console, answer: Recommendation, chosen: Candidate) -> None:
     from planner import methods
 
     out.print("[bold]Do it[/]")
-    arguments = f"{answer.model.source.location}"
-    out.print(f"  qplan plan {arguments} -o plan.json && qplan apply plan.json", soft_wrap=True)
+    location = answer.model.source.location
+    if not methods.row(chosen.variant.method).executable:
+        out.print(
+            f"  this version does not carry {chosen.variant.method} out; by hand it goes as below", soft_wrap=True
+        )
+        out.print("  `qplan plan` takes the best candidate that it can carry out:", soft_wrap=True)
+    if answer.model.source.kind != "size":
+        out.print(f"  qplan plan {location} -o plan.json && qplan apply plan.json", soft_wrap=True, markup=False)
     commands = methods.get(chosen.variant.method).commands(answer.model, chosen)
     for name, text in commands.items():
         out.print(f"[bold]{name.capitalize()}[/]")

@@ -12,7 +12,7 @@ from planner.core.hardware import HardwareProfile
 from planner.core.measurement import Calibration
 from planner.core.model import ModelSpec
 from planner.core.workload import Workload
-from planner.estimate import estimate
+from planner.estimate import estimate, kv_cache
 from planner.estimate.memory import memory
 from planner.estimate.placement import most_gpu_layers, shortage
 
@@ -22,7 +22,13 @@ Found = Candidate | Rejection
 def enumerate_candidates(
     model: ModelSpec, hardware: HardwareProfile, workload: Workload, calibration: Calibration | None
 ) -> tuple[tuple[Candidate, ...], tuple[Rejection, ...]]:
-    """Candidates that fit and meet the workload's limits, and what was rejected."""
+    """Candidates that fit and meet the workload's limits, and what was rejected.
+
+    Raises:
+        InputError: the KV type that was asked for cannot hold this model's heads.
+    """
+    if workload.kv_type is not None:
+        kv_cache.check_type(model, workload.kv_type)
     machine = restricted(hardware, workload)
     found: list[Found] = []
     for variant in wanted_variants(model, workload):
@@ -84,7 +90,7 @@ def placements(
     if variant.format != "gguf":
         yield from _whole_gpu(model, base, hardware)
         return
-    kv_types = (workload.kv_type,) if workload.kv_type else ("f16", "q8_0")
+    kv_types = (workload.kv_type,) if workload.kv_type else _kv_types(model)
     if not hardware.gpus:
         yield from (dataclasses.replace(base, kv_type=kv) for kv in kv_types)
         return
@@ -102,6 +108,11 @@ def placements(
         layers_fitting = most_gpu_layers(model, variant, split, hardware, workload.memory_margin_fraction)
         if layers_fitting is not None:
             yield dataclasses.replace(split, gpu_layers=layers_fitting)
+
+
+def _kv_types(model: ModelSpec) -> tuple[str, ...]:
+    """KV types to try by oneself: exact, and of half the size where its blocks divide the model's heads."""
+    return ("f16", "q8_0") if kv_cache.divides_heads(model, "q8_0") else ("f16",)
 
 
 def _whole_gpu(model: ModelSpec, base: Placement, hardware: HardwareProfile) -> Iterator[Placement]:

@@ -38,11 +38,15 @@ def score(candidate: Candidate, goal: rules.Objective) -> float:
 
 
 def speed_doublings(candidate: Candidate, enough: float) -> float:
-    """Doublings of decode speed over one token/s; beyond ``enough`` they count a tenth."""
+    """Doublings of decode speed over one token/s; beyond ``enough`` they count a tenth.
+
+    The low end of the interval counts, so that a doubtful prediction does not win by luck.
+    """
     decode = candidate.estimate.speed.decode
     if decode is None or decode.value <= 0:
         return 0.0
-    return log2(min(decode.value, enough)) + PAST_ENOUGH * max(0.0, log2(decode.value / enough))
+    sure = max(decode.low, 1e-3)
+    return log2(min(sure, enough)) + PAST_ENOUGH * max(0.0, log2(sure / enough))
 
 
 def quality_ratio(candidate: Candidate) -> float:

@@ -42,6 +42,8 @@ class Rule:
     date: str
     prefer: tuple[Pattern, ...] = ()
     require: tuple[Pattern, ...] = ()
+    worth_percent: float | None = None
+    """What its preference is worth, in percent of perplexity; ``None`` is the table's ordinary bonus."""
 
     def names(self) -> str:
         """The variants it speaks for, as text."""
@@ -134,9 +136,9 @@ def _refusal(rule: Rule, candidate: Candidate) -> Rejection:
 
 
 def bonus(candidate: Candidate, hardware: HardwareProfile, workload: Workload) -> float:
-    """Percent of perplexity that the preferences add for this candidate; several rules add up once."""
+    """Percent of perplexity that the preferences add for this candidate: the strongest rule counts, not their sum."""
     spoken = (r for r in all_rules() if r.prefer and r.favours(candidate) and speaks(r, candidate, hardware, workload))
-    return bonus_percent() if any(spoken) else 0.0
+    return max((bonus_percent() if r.worth_percent is None else r.worth_percent for r in spoken), default=0.0)
 
 
 def trace(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from planner.core.candidate import Placement
+from planner.core.errors import InputError
 from planner.core.model import AttentionLayer, ModelSpec
 from planner.core.units import pad
 from planner.formats.ggml import row_bytes, type_traits
@@ -50,6 +51,37 @@ def gpu_tensor_bytes(size: int, type_: str, row: int) -> int:
     if type_traits(type_).block_weights > 1 and row % CUDA_ROW_PADDING:
         size += row_bytes(type_, CUDA_ROW_PADDING - row % CUDA_ROW_PADDING)
     return pad(size, CUDA_ALIGNMENT_BYTES)
+
+
+def divides_heads(model: ModelSpec, kv_type: str) -> bool:
+    """Whether every head is a whole number of the KV type's blocks, as llama.cpp demands of a quantized cache.
+
+    Source: ``llama_init_from_model`` in src/llama-context.cpp of llama.cpp as in llama-cpp-python 0.3.36.
+    """
+    return _undivided(model, type_traits(kv_type.upper()).block_weights) is None
+
+
+def check_type(model: ModelSpec, kv_type: str) -> None:
+    """Refuse a KV type that :func:`divides_heads` denies.
+
+    Raises:
+        InputError: with the head's length and the block's (``row-not-divisible``).
+    """
+    block = type_traits(kv_type.upper()).block_weights
+    length = _undivided(model, block)
+    if length is not None:
+        raise InputError(
+            f"{model.name} cannot keep its KV cache as {kv_type}",
+            numbers=f"its heads have {length} values, {kv_type} packs {block} to a block",
+            hint="f16 and bf16 hold any head",
+            code="row-not-divisible",
+        )
+
+
+@lru_cache(maxsize=512)
+def _undivided(model: ModelSpec, block: int) -> int | None:
+    kept = [layer for layer in model.attention if layer.kind in ("full", "sliding")]
+    return next((length for layer in kept for length in (layer.k_dim, layer.v_dim) if length % block), None)
 
 
 def layer_bytes(layer: AttentionLayer, placement: Placement, *, on_gpu: bool) -> int:

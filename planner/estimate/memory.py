@@ -89,9 +89,20 @@ def memory(model: ModelSpec, variant: Variant, placement: Placement, hardware: H
         kv_cache_bytes=_device_cache(model, placement, devices, host, on_gpu=False),
         compute_bytes=compute[host],
         overhead_bytes=host_overhead_bytes(model, variant, placement, hardware, devices, host),
-        capacity_bytes=hardware.memory.usable_bytes(),
+        capacity_bytes=host_capacity_bytes(hardware, gpus, on_gpus),
     )
     return MemoryEstimate(devices=on_gpus, host=in_ram, notes=_notes(gpus))
+
+
+def host_capacity_bytes(
+    hardware: HardwareProfile, gpus: tuple[Gpu, ...], on_gpus: tuple[DeviceMemory, ...]
+) -> int | None:
+    """RAM that is left for the host: what GPUs with unified memory take of it is gone."""
+    usable = hardware.memory.usable_bytes()
+    if usable is None:
+        return None
+    taken = sum(device.total_bytes for gpu, device in zip(gpus, on_gpus, strict=True) if gpu.unified_memory)
+    return max(0, usable - taken)
 
 
 @lru_cache(maxsize=8192)

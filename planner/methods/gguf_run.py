@@ -6,12 +6,14 @@ import ctypes
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from planner.core.errors import ExecutionFailed, InputError
 from planner.core.job import Job
+from planner.core.units import MIB, format_bytes
 from planner.methods import gguf_mix
 
 Progress = Callable[[float, float], None]
@@ -19,6 +21,8 @@ Progress = Callable[[float, float], None]
 _TENSOR_LINE = re.compile(r"\[\s*(\d+)\s*/\s*(\d+)\]")
 """llama.cpp logs ``[  12/ 291] blk.1.attn_k.weight …`` for every tensor it quantizes."""
 _GGML_LOG_ERROR = 4
+_FULL_DISK_BYTES = 4 * MIB
+"""A disk with less left is full: llama.cpp writes a tensor at a time, and those of any model are larger."""
 
 
 def work(job: Job, progress: Progress) -> dict[str, Any]:
@@ -74,17 +78,31 @@ def _quantize(job: Job, progress: Progress) -> dict[str, Any]:
     try:
         code = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(partial), ctypes.byref(params))
         if code != 0:
-            raise ExecutionFailed(
-                f"llama.cpp could not quantize {source.name} to {job.step.type}",
-                numbers="\n".join(said[-3:]),
-                code="quantize-failed",
-            )
+            raise _refusal(job, said)
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
     return {"notes": []}
+
+
+def _refusal(job: Job, said: list[str]) -> ExecutionFailed:
+    """Why llama.cpp gave up; of a full disk it only says ``iostream error``."""
+    source, folder = Path(job.source), Path(job.output).parent
+    free = shutil.disk_usage(folder).free
+    if free < _FULL_DISK_BYTES:
+        return ExecutionFailed(
+            f"no space left for {Path(job.output).name}",
+            numbers=f"{format_bytes(free)} free in {folder}",
+            hint="free some space and apply again: finished steps are kept",
+            code="no-space",
+        )
+    return ExecutionFailed(
+        f"llama.cpp could not quantize {source.name} to {job.step.type}",
+        numbers="\n".join(dict.fromkeys(said[-3:])),
+        code="quantize-failed",
+    )
 
 
 def _listen(llama_cpp: Any, progress: Progress) -> list[str]:

@@ -16,6 +16,7 @@ from planner.core.estimates import Estimate
 from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec
 from planner.core.workload import KV_TYPES
+from planner.estimate import kv_cache
 from planner.workflow.documents import estimate_document
 from planner.workflow.survey import cached_survey, calibration_of, simulated
 
@@ -29,6 +30,7 @@ KEYS = {
 
 BLOCK_LINES = 20_000
 _GROUPED_BY = tuple(re.compile(rf'"{key}"\s*:\s*"[^"]*"') for key in ("model", "type"))
+MOST_DEVICES = 1024
 
 Case = dict[str, Any]
 
@@ -98,9 +100,8 @@ def _hardware(case: Case) -> HardwareProfile:
     device = case.get("device")
     if device is not None:
         backend = case.get("backend")
-        return simulated(
-            _text(case, "device", ""), _whole(case, "device_count", 1), backend and _text(case, "backend", "")
-        )
+        count = _whole(case, "device_count", 1, least=1, most=MOST_DEVICES)
+        return simulated(_text(case, "device", ""), count, backend and _text(case, "backend", ""))
     profile = case.get("profile")
     return cached_survey(None if profile is None else _text(case, "profile", ""))
 
@@ -113,7 +114,7 @@ def _variant(case: Case) -> Variant:
         method,
         _text(case, "type", DEFAULT_TYPES.get(method, "")),
         None if group is None else _whole(case, "group_size", DEFAULT_GROUP_SIZE),
-        bool(case.get("imatrix", False)),
+        _switch(case, "imatrix", False),
     )
 
 
@@ -136,6 +137,8 @@ def _placement(case: Case, model: ModelSpec, hardware: HardwareProfile, variant:
     kv_type = _text(case, "kv_type", "f16")
     if kv_type not in KV_TYPES:
         raise UsageError(f"{kv_type!r} is no KV cache type", hint=f"one of {', '.join(KV_TYPES)}", code="bad-case")
+    if variant.format == "gguf":
+        kv_cache.check_type(model, kv_type)
     on_gpu = count > 0 and case.get("backend") != "cpu"
     return Placement(
         context=_whole(case, "context", 8192, least=1),
@@ -143,7 +146,7 @@ def _placement(case: Case, model: ModelSpec, hardware: HardwareProfile, variant:
         gpu_layers=layers if on_gpu else 0,
         tensor_parallel=count if on_gpu and variant.format != "gguf" else 1,
         ubatch=_whole(case, "ubatch", 512, least=1),
-        flash_attention=_switch(case.get("flash_attention", True)),
+        flash_attention=_switch(case, "flash_attention", True),
         sequences=_whole(case, "sequences", 1, least=1),
         threads=None if case.get("threads") is None else _whole(case, "threads", 1, least=1),
         depth=_whole(case, "depth", 0),
@@ -152,29 +155,39 @@ def _placement(case: Case, model: ModelSpec, hardware: HardwareProfile, variant:
     )
 
 
-def _switch(value: object) -> bool:
-    return value not in {"off", "false", False, None}
+def _switch(case: Case, key: str, default: bool) -> bool:
+    value = case.get(key, default)
+    known: dict[object, bool] = {True: True, False: False, "on": True, "off": False, "true": True, "false": False}
+    if not isinstance(value, (bool, str)) or value not in known:
+        raise UsageError(f"`{key}` must be true or false", numbers=f"got {_short(value)}", code="bad-case")
+    return known[value]
+
+
+def _short(value: object) -> str:
+    """A value for an error; ``repr`` of a number of more than 4300 digits raises."""
+    return "a number too long to print" if isinstance(value, int) and value.bit_length() > 256 else repr(value)[:60]
 
 
 def _text(case: Case, key: str, default: str) -> str:
     value = case.get(key, default)
     if not isinstance(value, str) or not value:
-        raise UsageError(f"`{key}` must be text", numbers=f"got {value!r}", code="bad-case")
+        raise UsageError(f"`{key}` must be text", numbers=f"got {_short(value)}", code="bad-case")
     return value
 
 
 def _number(case: Case, key: str, default: float) -> float:
     value = case.get(key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e15:
-        raise UsageError(f"`{key}` must be a positive number", numbers=f"got {value!r}", code="bad-case")
+        raise UsageError(f"`{key}` must be a positive number", numbers=f"got {_short(value)}", code="bad-case")
     return float(value)
 
 
-def _whole(case: Case, key: str, default: int, *, least: int | None = None) -> int:
+def _whole(case: Case, key: str, default: int, *, least: int | None = None, most: int = 1 << 40) -> int:
     value = case.get(key, default)
     floor = least if least is not None else -1 if key == "group_size" else 0
-    if isinstance(value, bool) or not isinstance(value, int) or not floor <= value < 1 << 40:
-        raise UsageError(f"`{key}` must be a whole number from {floor}", numbers=f"got {value!r}", code="bad-case")
+    if isinstance(value, bool) or not isinstance(value, int) or not floor <= value <= most:
+        wanted = f"`{key}` must be a whole number from {floor} to {most}"
+        raise UsageError(wanted, numbers=f"got {_short(value)}", code="bad-case")
     return value
 
 
@@ -186,10 +199,10 @@ def estimate_batch(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def estimate_file(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """:func:`estimate_batch` of lines that are all there already, :data:`BLOCK_LINES` at a time.
+    """:func:`estimate_batch` of lines that are all there already, a block of them at a time.
 
-    Within a block the cases of a model and type are answered together, as what depends on these alone is
-    the larger part of the work and is kept for a few hundred of them; the answers come in the order of the lines.
+    Within a block the cases of one model and type are answered together: what depends on these alone is the larger
+    part of the work and is kept for a few hundred of them. The answers come in the order of the lines.
     """
     rest = (line for line in lines if line.strip())
     while block := list(islice(rest, BLOCK_LINES)):
@@ -207,16 +220,19 @@ def _group(line: str) -> tuple[str, ...]:
 def _answer(line: str) -> dict[str, Any]:
     case: object = None
     try:
-        case = json.loads(line, parse_constant=_no_number)
+        case = _parsed(line)
         if not isinstance(case, dict):
             raise UsageError("a case is a JSON object", numbers=f"got {line.strip()[:60]!r}", code="bad-case")
         return estimate_case(case)
     except QplanError as error:
         return _failed(case, error.code, "; ".join(part for part in (error.what, error.numbers, error.hint) if part))
+
+
+def _parsed(line: str) -> object:
+    try:
+        return json.loads(line, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        if case is not None:
-            raise
-        return _failed(None, "bad-json", f"not JSON: {error}")
+        raise UsageError(f"not JSON: {error}", code="bad-json") from None
 
 
 def _no_number(text: str) -> float:

@@ -28,12 +28,13 @@ STRETCH = 1.96 / 1.2816
 
 
 def make_plan(answer: Recommendation, candidate: Candidate | None = None) -> Plan:
-    """The sealed plan of a recommendation's chosen candidate, or of another of its candidates.
+    """The sealed plan of the best candidate that this version can carry out, or of ``candidate``.
 
     Raises:
         DoesNotFit: nothing was chosen.
+        UsageError: the model is a bare size, or no method that fits can be carried out.
     """
-    chosen = candidate or answer.decision.chosen
+    chosen = candidate or best_executable(answer) or answer.decision.chosen
     if chosen is None:
         raise _nothing(answer)
     _check_makeable(answer.model, chosen)
@@ -53,6 +54,14 @@ def make_plan(answer: Recommendation, candidate: Candidate | None = None) -> Pla
         artifact=artifact_name(answer.model, chosen.variant),
         reasons=chosen.reasons,
     ).sealed()
+
+
+def best_executable(answer: Recommendation) -> Candidate | None:
+    """The first candidate, in order of rank, whose method ``apply`` carries out."""
+    if answer.decision.chosen is None:
+        return None
+    ranked = (answer.decision.chosen, *answer.decision.alternatives)
+    return next((c for c in ranked if methods.row(c.variant.method).executable), None)
 
 
 def _nothing(answer: Recommendation) -> DoesNotFit:
