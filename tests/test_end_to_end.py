@@ -37,8 +37,7 @@ with torch.no_grad():
 """
 
 LLAMA = """
-import sys, json, ctypes, numpy as np, llama_cpp
-llama_cpp.llama_log_set(llama_cpp.llama_log_callback(lambda *_: None), ctypes.c_void_p(0))
+import sys, json, numpy as np, llama_cpp
 llm = llama_cpp.Llama(sys.argv[1], n_ctx=64, n_threads=2, logits_all=True, verbose=False)
 tokens = json.loads(sys.argv[2])
 llm.eval(tokens)
