@@ -36,7 +36,7 @@ from planner.verify.trial import SPEED, Samples, SpeedTrial, TrialRequest  # noq
 from tests.gpu_fixtures import reported, write_random_gguf  # noqa: E402
 
 KEPT_FREE_BYTES = 6 * GIB
-TRIAL_SECONDS = 8.0
+TRIAL_SECONDS = 6.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +51,7 @@ class Case:
     kv_type: str = "f16"
     flash_attention: bool = True
     ubatch: int = 512
+    cpu_expert_layers: int = 0
 
     @property
     def file_name(self) -> str:
@@ -66,6 +67,7 @@ class Case:
             kv_type=self.kv_type,
             flash_attention=self.flash_attention,
             ubatch=self.ubatch,
+            cpu_expert_layers=self.cpu_expert_layers,
             gpu_layers=layers,
             gpu_count=1 if layers else 0,
             threads=hardware.cpu.inference_threads(),
@@ -93,6 +95,9 @@ def cases() -> Iterator[Case]:
                 yield Case(model=model, type=type_, kv_type="q8_0", **DEEP)
                 yield Case(model=model, type=type_, flash_attention=False, **DEEP)
                 yield Case(model=model, type=type_, part=0.75)
+            if model == "qwen3-30b-a3b":
+                yield Case(model=model, type=type_, cpu_expert_layers=24)
+                yield Case(model=model, type=type_, cpu_expert_layers=48)
             if (model, type_) == ("tinyllama-1.1b", "Q4_K_M"):
                 yield Case(model=model, type=type_, part=0.0)
 
@@ -108,14 +113,14 @@ class DeviceWatch(threading.Thread):
         self._nvml, self._handle = pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)
         self.before = self._used()
         self.peak = self.before
-        self._stop = threading.Event()
+        self._ended = threading.Event()
 
     def _used(self) -> int:
         return int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used)
 
     def run(self) -> None:
         """Poll until the block ends."""
-        while not self._stop.wait(0.01):
+        while not self._ended.wait(0.01):
             self.peak = max(self.peak, self._used())
 
     def __enter__(self) -> DeviceWatch:
@@ -123,7 +128,7 @@ class DeviceWatch(threading.Thread):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
+        self._ended.set()
         self.join()
 
 
@@ -163,6 +168,7 @@ def measured(case: Case, path: Path, hardware: HardwareProfile) -> dict[str, Any
         "filled_tokens": result.speed.memory.filled_tokens,
         "peak_rss_bytes": result.speed.memory.peak_rss_bytes,
         "baseline_bytes": result.speed.memory.baseline_bytes,
+        "repack": result.speed.repack,
         "notes": result.notes,
     }
 
@@ -205,6 +211,7 @@ def line(row: dict[str, Any]) -> str:
     label = f"{case['model']} {case['type']} ngl {case['gpu_layers']} ctx {case['context']} d {case['depth']}"
     label += "" if case["kv_type"] == "f16" else f" kv {case['kv_type']}"
     label += "" if case["flash_attention"] else " fa off"
+    label += f" ncmoe {case['cpu_expert_layers']}" if case["cpu_expert_layers"] else ""
     pairs = [told.get(f"gpu {kind}", [0, 0]) for kind in ("model", "KV", "compute")] + [told["overhead"]]
     cells = " ".join(f"{a / MIB:9.2f}/{b / MIB:9.2f}" for a, b in pairs)
     speeds = " ".join(_speed(row[quantity]) for quantity in ("prefill", "decode"))
@@ -247,7 +254,7 @@ def run_all(chosen: list[Case], folder: Path, out: Path, deadline: float) -> Non
     hardware = survey(measure=True)
     print(HEADER)
     with out.open("a") as file:
-        for case in chosen:
+        for i, case in enumerate(chosen):
             if time.perf_counter() > deadline:
                 print(f"not run, time is over: {case}")
                 continue
@@ -263,6 +270,8 @@ def run_all(chosen: list[Case], folder: Path, out: Path, deadline: float) -> Non
             file.write(json.dumps(row) + "\n")
             file.flush()
             print(line(row), flush=True)
+            if all(later.file_name != case.file_name for later in chosen[i + 1 :]):
+                path.unlink()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from planner.core.hardware import Cpu, Gpu, HardwareProfile, Memory
 from planner.core.model import ModelSpec
 from planner.core.units import GIB
 from planner.estimate.memory import memory
+from planner.estimate.offload import best_offload
 from planner.estimate.placement import fits, longest_context, most_gpu_layers, shortage, what_if
 from planner.methods import gguf
 from planner.models import catalog
@@ -33,21 +34,40 @@ def machine(gib: float, count: int = 1, ram: int = 64) -> HardwareProfile:
     )
 
 
+def uneven(one: float, two: float) -> HardwareProfile:
+    """Two GPUs of different memory."""
+    hardware = machine(one, 2)
+    second = dataclasses.replace(hardware.gpus[1], memory_total_bytes=int(two * GIB))
+    return dataclasses.replace(hardware, gpus=(hardware.gpus[0], second))
+
+
 def model(name: str) -> ModelSpec:
     found = catalog.lookup(name)
     assert found is not None
     return found
 
 
-def scanned(name: str, type_: str, hardware: HardwareProfile, placement: Placement) -> int:
-    """The most layers that fit, by trying all."""
-    spec, variant, count = model(name), gguf.variant(type_), len(hardware.gpus)
-    held = [0]
-    for layers in range(1, spec.n_layer + 2):
+def held(spec: ModelSpec, type_: str, hardware: HardwareProfile, placement: Placement) -> bool:
+    """Whether a placement fits, with llama.cpp's own split or any of whole layers between two GPUs."""
+    layers = placement.gpu_layers
+    splits: list[tuple[float, ...]] = [(), *((float(a), float(layers - a)) for a in range(layers + 1))]
+    asked = (dataclasses.replace(placement, tensor_split=split) for split in splits[: 1 if layers == 0 else None])
+    if len(hardware.gpus) != 2:
+        return fits(memory(spec, gguf.variant(type_), placement, hardware), MARGIN)
+    return any(fits(memory(spec, gguf.variant(type_), each, hardware), MARGIN) for each in asked)
+
+
+def scanned(spec: ModelSpec, type_: str, hardware: HardwareProfile, placement: Placement) -> int:
+    """The most layers that fit, by trying all from the top."""
+    count = len(hardware.gpus)
+    for layers in range(spec.n_layer + 1, 0, -1):
         asked = dataclasses.replace(placement, gpu_layers=layers, gpu_count=count)
-        if fits(memory(spec, variant, asked, hardware), MARGIN):
-            held.append(layers)
-    return max(held)
+        if held(spec, type_, hardware, asked):
+            return layers
+    return 0
+
+
+MIXED = ("deepseek-v2-lite", "olmoe-1b-7b", "gpt-oss-20b", "qwen3-30b-a3b")
 
 
 @given(
@@ -55,13 +75,69 @@ def scanned(name: str, type_: str, hardware: HardwareProfile, placement: Placeme
     st.sampled_from(("Q4_K_M", "Q8_0")),
     st.floats(3, 26),
     st.sampled_from((2048, 8192, 32768)),
-    st.sampled_from((1, 2)),
 )
 @settings(max_examples=25, deadline=None)
-def test_the_search_finds_what_a_scan_finds(name: str, type_: str, gib: float, context: int, count: int) -> None:
-    hardware, placement = machine(gib, count), Placement(context=context)
+def test_the_search_finds_what_a_scan_finds(name: str, type_: str, gib: float, context: int) -> None:
+    hardware, placement = machine(gib), Placement(context=context)
     found = most_gpu_layers(model(name), gguf.variant(type_), placement, hardware, MARGIN)
-    assert found == scanned(name, type_, hardware, placement)
+    assert found == scanned(model(name), type_, hardware, placement)
+
+
+@given(
+    st.sampled_from(("tinyllama-1.1b", "llama-3.2-1b", "gemma-3-1b")),
+    st.floats(0.8, 2.5),
+    st.floats(0.8, 2.5),
+    st.sampled_from((2048, 16384)),
+)
+@settings(max_examples=12, deadline=None)
+def test_no_split_of_two_gpus_holds_more_than_the_one_found(name: str, one: float, two: float, context: int) -> None:
+    hardware, placement = uneven(one, two), Placement(context=context)
+    found = most_gpu_layers(model(name), gguf.variant("F16"), placement, hardware, MARGIN)
+    assert found == scanned(model(name), "F16", hardware, placement)
+
+
+@given(st.sampled_from(MIXED), st.sampled_from(("Q4_K_M", "Q8_0")), st.floats(2, 36), st.sampled_from((4096, 32768)))
+@settings(max_examples=25, deadline=None)
+def test_the_fewest_layers_leave_their_experts_in_ram(name: str, type_: str, gib: float, context: int) -> None:
+    spec, hardware = model(name), machine(gib)
+    full = Placement(context=context, gpu_layers=spec.n_layer + 1, gpu_count=1)
+    enough = [
+        n
+        for n in range(spec.n_layer + 1)
+        if held(spec, type_, hardware, dataclasses.replace(full, cpu_expert_layers=n))
+    ]
+    found = best_offload(spec, gguf.variant(type_), Placement(context=context), hardware, MARGIN)
+    assert found is not None
+    if enough:
+        assert (found.gpu_layers, found.cpu_expert_layers) == (full.gpu_layers, enough[0])
+    else:
+        assert found.gpu_layers == scanned(spec, type_, hardware, dataclasses.replace(full, cpu_expert_layers=999))
+
+
+@given(st.sampled_from((*MIXED, "llama-2-13b")), st.floats(4, 16), st.floats(4, 16), st.sampled_from((4096, 32768)))
+@settings(max_examples=25, deadline=None)
+def test_what_is_found_fits(name: str, one: float, two: float, context: int) -> None:
+    spec, variant, hardware = model(name), gguf.variant("Q4_K_M"), uneven(one, two)
+    found = best_offload(spec, variant, Placement(context=context), hardware, MARGIN)
+    assert found is not None
+    assert fits(memory(spec, variant, found, hardware), MARGIN)
+    if found.tensor_split:
+        assert sum(found.tensor_split) == found.gpu_layers
+
+
+def test_an_uneven_split_holds_what_llamacpps_own_does_not() -> None:
+    spec, variant, hardware = model("qwen3-30b-a3b"), gguf.variant("Q4_K_M"), uneven(6, 10)
+    found = best_offload(spec, variant, Placement(context=8192), hardware, MARGIN)
+    assert found is not None and found.tensor_split and found.cpu_expert_layers
+    own = memory(spec, variant, dataclasses.replace(found, tensor_split=()), hardware)
+    assert not fits(own, MARGIN)
+
+
+def test_memory_that_is_shared_has_no_room_for_experts_elsewhere() -> None:
+    hardware = machine(12)
+    shared = dataclasses.replace(hardware, gpus=(dataclasses.replace(hardware.gpus[0], unified_memory=True),))
+    found = best_offload(model("qwen3-30b-a3b"), gguf.variant("Q4_K_M"), Placement(context=4096), shared, MARGIN)
+    assert found is None or found.cpu_expert_layers == 0
 
 
 def test_nothing_fits_where_the_host_has_no_room() -> None:

@@ -109,8 +109,8 @@ def run(arguments: Sequence[str]) -> int:
         if as_json:
             print_error(QplanError("interrupted", code="interrupted"))
         return Exit.INTERRUPTED
-    except BrokenPipeError:
-        # The reader went away (`qplan models | head`): nothing is wrong and nobody is there to be told.
+    except (BrokenPipeError, SystemExit):
+        # The reader went away (`qplan models | head`), whereupon rich exits: nothing is wrong and nobody is there.
         _discard_output()
         return Exit.DONE
     except QplanError as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.options import existing, json_option
+from planner.cli.options import Finite, existing, json_option
 from planner.cli.output import console, print_json
 from planner.core.errors import Exit
 from planner.core.units import format_bytes, format_seconds
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--yes", is_flag=True, help="Agree to a download beforehand.")
 @click.option("--keep-intermediate", is_flag=True, help="Keep the 16-bit file.")
 @click.option("--text", metavar="FILE", help="Held-out text for perplexity; default: the one that comes with qplan.")
-@click.option("--seconds", type=click.FloatRange(5), default=240.0, show_default=True, help="Time to measure.")
+@click.option("--seconds", type=Finite(5), default=240.0, show_default=True, help="Time to measure.")
 @click.option("--llama-cpp", metavar="DIR", envvar="LLAMA_CPP_DIR", help="A llama.cpp checkout, for its converter.")
 @json_option
 def command(
@@ -115,6 +115,8 @@ class Watching:
         if self._bars is None:
             self._say(description)
             return lambda *_: None
+        for done in self._bars.task_ids:  # one bar at a time; a finished step has its line above
+            self._bars.update(done, visible=False)
         bars, task = self._bars, self._bars.add_task(description, total=None)
         return lambda done, total: bars.update(task, completed=done, total=total or None)
 

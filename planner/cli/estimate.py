@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from planner.cli.options import existing, json_option, profile_option
-from planner.cli.output import console, print_json, ranged
+from planner.cli.output import console, print_json, ranged, table
 from planner.core.errors import Exit, InputError, UsageError
 from planner.core.units import format_bytes, format_rate
 
@@ -23,6 +23,8 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--depth", {"type": int, "help": "Tokens already in the KV cache when decode is timed."}),
     ("--kv-type", {"help": "Type of the KV cache."}),
     ("--gpu-layers", {"help": "Layers on the GPU, or 'all'; n_layer + 1 includes the output layer."}),
+    ("--cpu-expert-layers", {"type": int, "help": "Layers whose experts stay in RAM, as llama.cpp's --n-cpu-moe."}),
+    ("--tensor-split", {"help": "Shares of several GPUs, as in 3,1; default: by their free memory."}),
     ("--ubatch", {"type": int, "help": "Tokens computed at once."}),
     ("--flash-attention", {"type": click.Choice(["on", "off"])}),
     ("--sequences", {"type": int, "help": "Sequences at once."}),
@@ -54,13 +56,18 @@ def case_of(model: str | None, given: dict[str, Any]) -> dict[str, Any]:
 @click.argument("model", required=False)
 @click.option("--batch", metavar="FILE", help="One case a line as JSON, `-` for stdin; answers on stdout, in order.")
 @click.option("--imatrix", is_flag=True, help="Quantized with an importance matrix.")
+@click.option("--oracle", is_flag=True, help="Ask the installed llama.cpp too, and print its answer beside.")
 @case_options
 @json_option
-def command(model: str | None, batch: str | None, as_json: bool, **given: Any) -> int:
+def command(model: str | None, batch: str | None, as_json: bool, oracle: bool, **given: Any) -> int:
     """Size, memory per device, speed and quality of one way to run MODEL, or of many.
 
     With --batch every line of FILE is a case; a bad one gets an error and the exit code is 1.
+
+    With --oracle llama.cpp itself answers for a file of MODEL's shapes without weights; takes a second and no memory.
     """
+    if batch is not None and oracle:
+        raise UsageError("--oracle asks about one case", hint="`qplan doctor --check-estimates` compares many")
     if batch is not None:
         return run_batch(batch)
     if model is None:
@@ -68,11 +75,45 @@ def command(model: str | None, batch: str | None, as_json: bool, **given: Any) -
     from planner.workflow.estimates import computed_case, estimate_case
 
     case = case_of(model, given)
+    if oracle:
+        return run_oracle(case, as_json)
     if as_json:
         print_json(estimate_case(case))
     else:
         show(*computed_case(case))
     return Exit.DONE
+
+
+def run_oracle(case: dict[str, Any], as_json: bool) -> int:
+    """The estimate, and llama.cpp's own answer beside it."""
+    from planner.workflow.estimates import computed_case, estimate_case
+    from planner.workflow.oracle import compare, oracle_document
+
+    computed = computed_case(case)
+    model, variant, placement, hardware, _ = computed
+    report, (found,) = compare(model, [(variant, placement)], hardware)
+    if as_json:
+        print_json({**estimate_case(case), "oracle": oracle_document(report, found)})
+    else:
+        show(*computed)
+        show_oracle(report, found)
+    return Exit.DONE
+
+
+def show_oracle(report: Any, found: Any) -> None:
+    """Formula beside oracle, byte for byte."""
+    from rich.markup import escape
+
+    out = console()
+    rows = table("", "", "formula>", f"{report.tool}>", "difference>", title="formula beside llama.cpp itself, bytes")
+    for row in found.differences:
+        difference = "exact" if row.bytes == 0 else f"{row.bytes:+,} ({row.relative:+.3%})"
+        rows.add_row(row.where, row.part, f"{row.formula_bytes:,}", f"{row.oracle_bytes:,}", difference)
+    if found.differences:
+        out.print(rows)
+    refused = () if found.disagreement else ((found.answer.refused,) if found.answer.refused else ())
+    for line in (*refused, *filter(None, (found.disagreement,)), *found.notes):
+        out.print(f"[dim]note: {escape(line)}[/]")
 
 
 def run_batch(source: str) -> int:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planner.cli.estimate import case_of, case_options
-from planner.cli.output import console, table
+from planner.cli.options import json_option
+from planner.cli.output import console, print_json, table
 from planner.core.errors import Exit
 from planner.core.units import format_bytes
 
@@ -15,22 +16,36 @@ if TYPE_CHECKING:
     from planner.core.estimates import Prediction
 
 
+TITLES = ("decode, tokens/s", "prefill, tokens/s", "perplexity ratio", "KL divergence, nats")
+
+
 @click.command("explain")
 @click.argument("model")
 @click.option("--imatrix", is_flag=True, help="Quantized with an importance matrix.")
 @case_options
-def command(model: str, **given: Any) -> int:
+@json_option
+def command(model: str, as_json: bool, **given: Any) -> int:
     """Print where each number of an estimate of MODEL comes from: terms, basis, source."""
     from planner.cli.estimate import show
     from planner.workflow.estimates import computed_case
 
     computed = computed_case(case_of(model, given))
-    show(*computed)
     made = computed[-1]
-    terms("decode, tokens/s", made.speed.decode)
-    terms("prefill, tokens/s", made.speed.prefill)
-    terms("perplexity ratio", made.quality.perplexity_ratio)
-    terms("KL divergence, nats", made.quality.kl_divergence_nats)
+    explained = {
+        "decode_tokens_per_second": made.speed.decode,
+        "prefill_tokens_per_second": made.speed.prefill,
+        "perplexity_ratio": made.quality.perplexity_ratio,
+        "kl_divergence_nats": made.quality.kl_divergence_nats,
+    }
+    if as_json:
+        from planner import FORMAT_VERSION
+        from planner.core.codec import encode
+
+        print_json({"format_version": FORMAT_VERSION, **{key: encode(found) for key, found in explained.items()}})
+        return Exit.DONE
+    show(*computed)
+    for title, prediction in zip(TITLES, explained.values(), strict=True):
+        terms(title, prediction)
     return Exit.DONE
 
 

@@ -36,15 +36,15 @@ class Bytes(click.ParamType[int]):
         return value if isinstance(value, int) else parse_bytes(value)
 
 
-class Speed(click.FloatRange):
-    """A speed from 0 on that is a number: click's range lets ``nan`` and ``inf`` pass."""
+class Finite(click.FloatRange):
+    """A range of real numbers: click's own lets ``nan`` and ``inf`` pass."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Tokens per second."""
-        speed = float(super().convert(value, param, ctx))
-        if not math.isfinite(speed):
-            raise click.BadParameter(f"{value!r} is no speed", ctx, param)
-        return speed
+        """The number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            raise click.BadParameter(f"{value!r} is not a number", ctx, param)
+        return number
 
 
 class GpuLayers(click.ParamType[int]):
@@ -71,7 +71,7 @@ def _names(text: str | None) -> tuple[str, ...] | None:
 _WORKLOAD = (
     click.option("--context", type=click.IntRange(1), default=8192, show_default=True, help="Tokens of context."),
     click.option("--objective", type=click.Choice(OBJECTIVES), default="balanced", show_default=True),
-    click.option("--min-decode", type=Speed(0), metavar="T/S", help="Least decode speed, tokens/s."),
+    click.option("--min-decode", type=Finite(0), metavar="T/S", help="Least decode speed, tokens/s."),
     click.option("--max-memory", type=Bytes(), metavar="SIZE", help="Most memory on one device, as in 10GiB."),
     click.option("--concurrency", type=click.IntRange(1), default=1, show_default=True, help="Sequences at once."),
     click.option("--methods", metavar="A,B", help="Only these methods (`qplan methods`)."),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import click
 
 from planner.cli.options import existing, json_option, profile_option, workload_options
@@ -23,10 +25,12 @@ def command(model: str, output: str, profile: str | None, workload: Workload, as
     command lines, and a changed plan is refused. `--types Q6_K` plans for a type of your own choice.
     """
     from planner.core.codec import encode, write_atomically
+    from planner.execute.preflight import check_replaceable
     from planner.workflow.planning import make_plan, plan_text
     from planner.workflow.recommend import recommend
 
     path = existing(output)
+    check_replaceable(path, "content_sha256")
     answer = recommend(model, workload, profile=profile, output=path.absolute().parent, measure=True)
     made = make_plan(answer)
     chosen = answer.decision.chosen
@@ -40,5 +44,5 @@ def command(model: str, output: str, profile: str | None, workload: Workload, as
         from planner.cli.show import show_plan
 
         show_plan(made)
-    click.echo(f"wrote {path}; carry it out with `qplan apply {path}`", err=True)
+    click.echo(f"wrote {path}; carry it out with `qplan apply {shlex.quote(str(path))}`", err=True)
     return Exit.DONE

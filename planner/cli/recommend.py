@@ -8,6 +8,7 @@ import click
 
 from planner.cli.options import json_option, profile_option, verbose_option, workload_options
 from planner.cli.output import console, print_json, ranged, short_rate, table
+from planner.core.candidate import method_and_type
 from planner.core.errors import Exit
 from planner.core.units import format_bytes, format_count, format_rate
 from planner.core.workload import Workload
@@ -127,6 +128,10 @@ def _placement_line(candidate: Candidate) -> str:
         parts.append(f"{placement.gpu_layers} layers on {placement.gpu_count} GPU{'s' * (placement.gpu_count > 1)}")
     else:
         parts.append(f"CPU, {placement.threads} threads")
+    if placement.cpu_expert_layers:
+        parts.append(f"experts of {placement.cpu_expert_layers} layers in RAM")
+    if placement.tensor_split:
+        parts.append(f"split {':'.join(f'{share:g}' for share in placement.tensor_split)}")
     if placement.tensor_parallel > 1:
         parts.append(f"tensor parallel {placement.tensor_parallel}")
     parts.append(f"KV cache {placement.kv_type}")
@@ -189,11 +194,16 @@ def candidate_row(candidate: Candidate) -> tuple[str, ...]:
         format_bytes(used.total_bytes),
         ranged(estimate.speed.decode, short_rate),
         ranged(estimate.quality.perplexity_ratio, short_percent),
-        str(candidate.placement.gpu_layers),
+        layers_cell(candidate.placement.gpu_layers, candidate.placement.cpu_expert_layers),
         candidate.placement.kv_type,
         "*" if candidate.pareto else "",
         f"{candidate.score:.2f}" if candidate.score is not None else "",
     )
+
+
+def layers_cell(gpu_layers: int, cpu_expert_layers: int) -> str:
+    """Layers on the GPUs for a table, less the layers whose experts are in RAM: ``49-12e``."""
+    return f"{gpu_layers}-{cpu_expert_layers}e" if cpu_expert_layers else str(gpu_layers)
 
 
 def short_percent(ratio: float) -> str:
@@ -206,7 +216,7 @@ def _rejections(out: Console, answer: Recommendation, verbose: bool) -> None:
     lines: dict[str, list[str]] = {}
     for item in sorted(answer.decision.rejected, key=lambda item: item.rule != "memory"):
         reason = f"{item.reason}{_numbers(item)} [dim]\\[{item.rule}][/]"
-        lines.setdefault(reason, []).append(f"{item.method.upper()} {item.type}")
+        lines.setdefault(reason, []).append(method_and_type(item.method, item.type))
     if not lines:
         return
     shown = list(lines.items()) if verbose else list(lines.items())[:REJECTIONS_SHOWN]

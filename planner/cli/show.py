@@ -68,6 +68,7 @@ def show_plan(plan: Plan) -> None:
     out.print(f"on {plan.hardware.name} [dim]{plan.hardware.identity}[/]{' (simulated)' * plan.hardware.simulated}")
     placement = plan.placement
     where = f"{placement.gpu_layers} layers on GPU" if placement.gpu_count else f"CPU, {placement.threads} threads"
+    where += f" with the experts of {placement.cpu_expert_layers} in RAM" * (placement.cpu_expert_layers > 0)
     out.print(f"context {placement.context}, KV cache {placement.kv_type}, {where}")
     for reason in plan.reasons:
         out.print(f"  · {reason}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.options import existing, json_option
+from planner.cli.options import Finite, existing, json_option
 from planner.cli.output import print_json
 from planner.core.errors import Exit
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--reference", metavar="GGUF", help="The 16-bit model that quality is measured against.")
 @click.option("--text", metavar="FILE", help="Held-out text; default: the one that comes with qplan.")
 @click.option("--output", metavar="DIR", help="Where a plan's artifact lies; default: beside the plan.")
-@click.option("--seconds", type=click.FloatRange(5), default=240.0, show_default=True, help="Time to measure.")
+@click.option("--seconds", type=Finite(5), default=240.0, show_default=True, help="Time to measure.")
 @json_option
 def command(
     target: str, reference: str | None, text: str | None, output: str | None, seconds: float, as_json: bool

@@ -9,6 +9,11 @@ from planner.core.estimates import Estimate
 from planner.core.hardware import STRICT
 
 
+def method_and_type(method: str, type_: str) -> str:
+    """``GGUF Q4_K_M``, ``bitsandbytes nf4``, and a type alone where nothing is quantized."""
+    return {"none": "", "bitsandbytes": "bitsandbytes "}.get(method, f"{method.upper()} ") + type_
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """What a quantizer would write. METHOD, FORMAT and RUNTIME are three different things."""
@@ -31,8 +36,7 @@ class Variant:
     def label(self) -> str:
         """Short name for a table: ``GGUF Q4_K_M``, ``AWQ 4bit g128``."""
         group = "" if self.group_size is None else f" g{self.group_size}" if self.group_size > 0 else " per-row"
-        method = {"none": "", "bitsandbytes": "bitsandbytes "}.get(self.method, f"{self.method.upper()} ")
-        return f"{method}{self.type}{group}{' +imatrix' if self.imatrix else ''}"
+        return f"{method_and_type(self.method, self.type)}{group}{' +imatrix' if self.imatrix else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,10 @@ class Placement:
     prompt_tokens: int = 512
     gpu_count: int = 0
     """Devices used, in the profile's order."""
+    cpu_expert_layers: int = 0
+    """Routed experts of the first so many layers stay in RAM, whatever lies on a GPU (llama.cpp's ``--n-cpu-moe``)."""
+    tensor_split: tuple[float, ...] = ()
+    """Shares of the GPUs in the offloaded layers (llama.cpp's ``--tensor-split``); empty: by their free memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ imported only then, as it costs a quarter of ``recommend``'s start-up.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -122,12 +123,13 @@ def write_atomically(path: Path, text: str) -> None:
         if path.exists() and not path.is_file() and not path.is_dir():
             path.write_text(text, encoding="utf-8")
         else:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             _replace(path.resolve() if path.is_symlink() else path, text)
     except OSError as error:
-        reason = "a folder has this name" if path.is_dir() else error.strerror or str(error)
         raise InputError(
             f"{path} cannot be written",
-            numbers=reason,
+            numbers=error.strerror or str(error),
             hint="name a file in a folder that you can write and that has room",
             code="unwritable-file",
         ) from None

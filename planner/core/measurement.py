@@ -30,6 +30,7 @@ class Conditions:
     kv_type: str = "f16"
     ubatch: int = 512
     flash_attention: bool = True
+    cpu_expert_layers: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,6 +95,11 @@ class ModelSource:
     """Where a catalog entry's figures were read."""
     date: str | None = None
 
+    @property
+    def is_gguf(self) -> bool:
+        """Whether the weights are in a GGUF file, here or on the hub."""
+        return self.kind == "gguf" or any(file.name.endswith(".gguf") for file in self.files)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=True)
 class ModelSpec:

@@ -68,6 +68,11 @@ class PlanModel:
     shape_sha256: str
     files: tuple[PinnedFile, ...] = ()
 
+    @property
+    def is_gguf(self) -> bool:
+        """Whether the weights are in a GGUF file, here or on the hub."""
+        return self.kind == "gguf" or any(file.name.endswith(".gguf") for file in self.files)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanHardware:

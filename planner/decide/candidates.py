@@ -14,7 +14,8 @@ from planner.core.model import ModelSpec
 from planner.core.workload import Workload
 from planner.estimate import estimate, kv_cache
 from planner.estimate.memory import memory
-from planner.estimate.placement import most_gpu_layers, shortage
+from planner.estimate.offload import best_offload, split_that_holds
+from planner.estimate.placement import shortage
 
 Found = Candidate | Rejection
 
@@ -76,7 +77,7 @@ def _place(
 def placements(
     model: ModelSpec, variant: Variant, hardware: HardwareProfile, workload: Workload
 ) -> Iterator[Placement]:
-    """Placements to try, best first: whole on the GPUs with an exact KV cache, then a q8_0 one, then split."""
+    """Placements to try, best first: whole on the GPUs with an exact KV cache, then a q8_0 one, then parted."""
     base = Placement(
         context=workload.context,
         kv_type=workload.kv_type or "f16",
@@ -94,7 +95,7 @@ def placements(
     if not hardware.gpus:
         yield from (dataclasses.replace(base, kv_type=kv) for kv in kv_types)
         return
-    counts = sorted({1, len(hardware.gpus)})
+    counts, margin = sorted({1, len(hardware.gpus)}), workload.memory_margin_fraction
     full = model.n_layer + 1
     if workload.gpu_layers is not None:
         layers = min(workload.gpu_layers, full)
@@ -102,12 +103,13 @@ def placements(
         return
     for kv in kv_types:
         for count in counts:
-            yield dataclasses.replace(base, kv_type=kv, gpu_layers=full, gpu_count=count)
+            all_layers = dataclasses.replace(base, kv_type=kv, gpu_layers=full, gpu_count=count)
+            yield split_that_holds(model, variant, all_layers, hardware, margin) or all_layers
     for kv in kv_types:
-        split = dataclasses.replace(base, kv_type=kv, gpu_count=len(hardware.gpus))
-        layers_fitting = most_gpu_layers(model, variant, split, hardware, workload.memory_margin_fraction)
-        if layers_fitting is not None:
-            yield dataclasses.replace(split, gpu_layers=layers_fitting)
+        parted = dataclasses.replace(base, kv_type=kv, gpu_count=len(hardware.gpus))
+        found = best_offload(model, variant, parted, hardware, margin)
+        if found is not None:
+            yield found
 
 
 def _kv_types(model: ModelSpec) -> tuple[str, ...]:

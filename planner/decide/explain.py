@@ -38,6 +38,11 @@ def _fit_reason(candidate: Candidate, model: ModelSpec) -> str:
         return f"no GPU is used, {takes}"
     if whole_in_vram(candidate):
         return f"the whole model lies in GPU memory: {takes}"
+    if placement.cpu_expert_layers:
+        experts = f"the experts of {placement.cpu_expert_layers} of {model.n_layer} layers stay in RAM"
+        if placement.gpu_layers > model.n_layer:
+            return f"all layers are on the GPU but {experts}: {takes}"
+        return f"{placement.gpu_layers} of {model.n_layer + 1} layers are on the GPU and {experts}: {takes}"
     return f"{placement.gpu_layers} of {model.n_layer + 1} layers fit on the GPU: {takes}"
 
 

@@ -95,7 +95,8 @@ def bonus_percent() -> float:
 def whole_in_vram(candidate: Candidate) -> bool:
     """Whether nothing but the token embedding stays on the host."""
     placement = candidate.placement
-    return placement.gpu_count > 0 and candidate.estimate.memory.host.kv_cache_bytes == 0
+    on_gpus = placement.gpu_count > 0 and placement.cpu_expert_layers == 0
+    return on_gpus and candidate.estimate.memory.host.kv_cache_bytes == 0
 
 
 def speaks(rule: Rule, candidate: Candidate, hardware: HardwareProfile, workload: Workload) -> bool:
@@ -144,10 +145,10 @@ def bonus(candidate: Candidate, hardware: HardwareProfile, workload: Workload) -
 def trace(
     ranked: tuple[Candidate, ...], required: tuple[Rule, ...], hardware: HardwareProfile, workload: Workload
 ) -> tuple[TraceEntry, ...]:
-    """What every rule that spoke said, and whether the numbers agreed with it."""
+    """What every rule said that speaks for the way that was chosen, and whether the numbers agreed with it."""
     entries = [TraceEntry(rule=r.id, effect=f"{r.scenario}: only {r.names()}", source=r.source) for r in required]
     for rule in all_rules():
-        if not rule.prefer or not any(speaks(rule, c, hardware, workload) for c in ranked):
+        if not rule.prefer or not ranked or not speaks(rule, ranked[0], hardware, workload):
             continue
         entries.append(TraceEntry(rule=rule.id, effect=_verdict(rule, ranked, hardware, workload), source=rule.source))
     return tuple(entries)

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from planner.core.candidate import Placement, Variant
 from planner.core.model import ModelSpec
-from planner.estimate import kv_cache
+from planner.estimate import kv_cache, weights
 from planner.estimate.graph import GLOBAL, WeightKey
 from planner.estimate.graph_alloc import compile_graph, symbol_values
 from planner.estimate.graph_layers import LayerBuilder, Setting
@@ -64,24 +64,26 @@ def _kinds(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
 
 @lru_cache(maxsize=4096)
 def _plan(
-    shapes: tuple[int, ...], kinds: tuple[int, ...], devices: tuple[int, ...]
-) -> tuple[tuple[tuple[int, int], ...], tuple[Step, ...]]:
-    """The layers to compile, as ``(layer, device)``, and the step of every layer of the model.
+    shapes: tuple[int, ...], kinds: tuple[int, ...], devices: tuple[int, ...], host: int, expert_layers: int
+) -> tuple[tuple[tuple[int, int, int], ...], tuple[Step, ...]]:
+    """The layers to compile, as ``(layer, device, experts' device)``, and the step of every layer of the model.
 
-    Per device and shape the first two layers and the last are compiled; the others are like the second.
+    Per pair of devices and shape the first two layers and the last are compiled; the others are like the second.
     """
-    members: dict[tuple[int, int], list[int]] = {}
-    for layer, key in enumerate(zip(devices, shapes, strict=True)):
+    members: dict[tuple[int, int, int], list[int]] = {}
+    experts = (*(host for _ in devices[:expert_layers]), *devices[expert_layers:])
+    keys = tuple(zip(shapes, devices, experts, strict=True))
+    for layer, key in enumerate(keys):
         members.setdefault(key, []).append(layer)
     chosen = sorted({layer for own in members.values() for layer in (*own[:2], own[-1])})
     position = {layer: at for at, layer in enumerate(chosen)}
     steps = [Step(0, GLOBAL)]
-    for layer, key in enumerate(zip(devices, shapes, strict=True)):
+    for layer, key in enumerate(keys):
         own = members[key]
         repeated = len(own) > 2 and layer not in (own[0], own[-1])
         at = position[own[1] if repeated else layer]
         steps.append(Step(at + 1, layer, kinds[layer] if repeated else None))
-    return tuple((shapes[layer], devices[layer]) for layer in chosen), tuple(steps)
+    return tuple(keys[layer] for layer in chosen), tuple(steps)
 
 
 @lru_cache(maxsize=1024)
@@ -109,6 +111,7 @@ def compute_bytes(
         placement.batch,
         devices,
         gpu_count,
+        weights.expert_layers(model, placement),
     )
 
 
@@ -129,9 +132,10 @@ def _compute_bytes(
     batch: int,
     devices: tuple[int, ...],
     gpu_count: int,
+    expert_layers: int,
 ) -> tuple[int, ...]:
     out = min(ubatch, batch)
-    compiled, steps = _plan(_shape_kinds(model), _kinds(model, variant), devices[:-1])
+    compiled, steps = _plan(_shape_kinds(model), _kinds(model, variant), devices[:-1], gpu_count, expert_layers)
     setting = Setting(
         flash_attention=flash_attention,
         type_k=kv_type,
@@ -142,7 +146,8 @@ def _compute_bytes(
     )
     rows = (("u", ubatch), ("out", out))
     offloaded = frozenset(name for name, count in rows if count >= OFFLOAD_MIN_BATCH and gpu_count)
-    pipeline = gpu_count > 1 and gpu_count not in devices
+    # llama.cpp has no pipeline where tensors were moved by name (``has_tensor_overrides``)
+    pipeline = gpu_count > 1 and gpu_count not in devices and not expert_layers
     program = _program(model, setting, offloaded, PIPELINE_COPIES if pipeline else 1)
     tables = _copied_bytes(model, variant)
 

@@ -36,8 +36,8 @@ class Setting:
     flash_attention: bool
     type_k: str
     type_v: str
-    devices: tuple[tuple[int, int], ...]
-    """``(layer, device)`` for the layers that stand for all others, in order."""
+    devices: tuple[tuple[int, int, int], ...]
+    """``(layer, device, device of its routed experts)`` for the layers that stand for all others, in order."""
     host: int
     """Index of the host: the number of GPUs."""
     output_device: int
@@ -68,7 +68,7 @@ class LayerBuilder:
         self.outside: dict[str, Shape] = {t.name: t.shape for t in model.tensors if t.layer is None}
         self.windowed = any(layer.kind == "sliding" for layer in model.attention)
         self.has: dict[str, Shape] = {}
-        self.device = 0
+        self.device = self.expert_device = 0
         self.position = GLOBAL
         self.frequencies: dict[int, Node] = {}
 
@@ -77,8 +77,9 @@ class LayerBuilder:
         current = self._input()
         self._inputs()
         last = len(self.setting.devices) - 1
-        for position, (layer, device) in enumerate(self.setting.devices):
+        for position, (layer, device, expert_device) in enumerate(self.setting.devices):
             self.has, self.device, self.position = self.shapes.get(layer, {}), device, position
+            self.expert_device = expert_device
             chosen = position == last and self.architecture not in _ROWS_CHOSEN_LAST
             current = self._layer(self.model.attention[layer], current, chosen)
         if self.architecture in _ROWS_CHOSEN_LAST:
@@ -386,7 +387,9 @@ class LayerBuilder:
 
     def _expert_linear(self, node: Node, role: str, chosen: Node, used: int, batch: int | str) -> Node:
         rows = self.has[f"{role}.weight"][1]
-        made = Node("MUL_MAT_ID", (rows, used, batch), (self._weight(f"{role}.weight"), node, chosen))
+        experts = weight((self.position, f"{role}.weight"), self.expert_device)
+        made = Node("MUL_MAT_ID", (rows, used, batch), (experts, node, chosen))
         if f"{role}.bias" in self.has:
-            made = Node("ADD_ID", made.shape, (made, self._weight(f"{role}.bias"), chosen))
+            bias = weight((self.position, f"{role}.bias"), self.expert_device)
+            made = Node("ADD_ID", made.shape, (made, bias, chosen))
         return made

@@ -6,6 +6,7 @@ Source: src/llama-kv-cache.cpp and src/llama-kv-cache-iswa.cpp of llama.cpp as i
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import accumulate
 
 from planner.core.candidate import Placement
 from planner.core.errors import InputError
@@ -117,6 +118,19 @@ def bytes_per_layer(model: ModelSpec, placement: Placement, *, on_gpu: bool) -> 
     return _bytes_per_layer(
         model, placement.context, placement.kv_type, min(placement.ubatch, placement.batch), placement.sequences, on_gpu
     )
+
+
+def layer_sums(model: ModelSpec, placement: Placement, *, on_gpu: bool) -> tuple[int, ...]:
+    """Sums of :func:`bytes_per_layer` over the first 0, 1 … layers."""
+    ubatch = min(placement.ubatch, placement.batch)
+    return _layer_sums(model, placement.context, placement.kv_type, ubatch, placement.sequences, on_gpu)
+
+
+@lru_cache(maxsize=2048)
+def _layer_sums(
+    model: ModelSpec, context: int, kv_type: str, ubatch: int, sequences: int, on_gpu: bool
+) -> tuple[int, ...]:
+    return tuple(accumulate(_bytes_per_layer(model, context, kv_type, ubatch, sequences, on_gpu), initial=0))
 
 
 @lru_cache(maxsize=2048)

@@ -31,23 +31,32 @@ LIBRARY_BYTES = 6 * MIB
 _SOURCE = "graph allocator, KV cache and tensor padding of llama.cpp as in llama-cpp-python 0.3.36"
 
 
-def layer_devices(model: ModelSpec, placement: Placement, free_bytes: tuple[int, ...]) -> tuple[int, ...]:
-    """Device of each layer and, last, of the output; ``len(free_bytes)`` is the host.
+def gpu_shares(placement: Placement, gpus: tuple[Gpu, ...]) -> tuple[float, ...]:
+    """How llama.cpp splits the offloaded layers between ``gpus``: as told, else in proportion to their free memory."""
+    if len(gpus) < 2:
+        return (1.0,) * len(gpus)
+    if placement.tensor_split and any(placement.tensor_split[: len(gpus)]):
+        return (placement.tensor_split + (0.0,) * len(gpus))[: len(gpus)]
+    return tuple(float(gpu.usable_bytes() or 1) for gpu in gpus)
+
+
+def layer_devices(model: ModelSpec, placement: Placement, shares: tuple[float, ...]) -> tuple[int, ...]:
+    """Device of each layer and, last, of the output; ``len(shares)`` is the host.
 
     As ``llama_model_base::load_tensors``: the last ``gpu_layers`` of the ``n_layer + 1`` go to the GPUs, split in
-    proportion to their free memory.
+    proportion to their ``shares``.
     """
-    return _layer_devices(model.n_layer, min(placement.gpu_layers, model.n_layer + 1), free_bytes)
+    return _layer_devices(model.n_layer, min(placement.gpu_layers, model.n_layer + 1), shares)
 
 
 @lru_cache(maxsize=4096)
-def _layer_devices(n_layer: int, gpu_layers: int, free_bytes: tuple[int, ...]) -> tuple[int, ...]:
-    host = len(free_bytes)
+def _layer_devices(n_layer: int, gpu_layers: int, given: tuple[float, ...]) -> tuple[int, ...]:
+    host = len(given)
     if not host or gpu_layers <= 0:
         return (host,) * (n_layer + 1)
     start = n_layer + 1 - gpu_layers
-    total = sum(free_bytes) or 1
-    shares = [part / total for part in accumulate(free_bytes)]
+    total = sum(given) or 1
+    shares = [part / total for part in accumulate(given)]
     return (host,) * start + tuple(min(bisect_right(shares, i / gpu_layers), host - 1) for i in range(gpu_layers))
 
 
@@ -67,14 +76,13 @@ def memory(model: ModelSpec, variant: Variant, placement: Placement, hardware: H
     gpus = used_gpus(placement, hardware)
     if variant.format != "gguf":
         return served_memory.memory(model, variant, placement, hardware, gpus)
-    # a machine's free memory decides the split only between several GPUs
-    free = tuple((gpu.usable_bytes() or 1) if len(gpus) > 1 else 1 for gpu in gpus)
-    devices = layer_devices(model, placement, free)
+    devices = layer_devices(model, placement, gpu_shares(placement, gpus))
     compute = compute_bytes(model, variant, placement, devices, len(gpus))
+    experts = weights.expert_layers(model, placement)
     on_gpus = tuple(
         DeviceMemory(
             name=gpu.name,
-            weights_bytes=device_weights(model, variant, devices, index, on_gpu=True),
+            weights_bytes=device_weights(model, variant, devices, index, on_gpu=True, expert_layers=experts),
             kv_cache_bytes=_device_cache(model, placement, devices, index, on_gpu=True),
             compute_bytes=compute[index],
             overhead_bytes=overhead_bytes(gpu),
@@ -85,7 +93,7 @@ def memory(model: ModelSpec, variant: Variant, placement: Placement, hardware: H
     host = len(gpus)
     in_ram = DeviceMemory(
         name="host",
-        weights_bytes=device_weights(model, variant, devices, host, on_gpu=False),
+        weights_bytes=device_weights(model, variant, devices, host, on_gpu=False, expert_layers=experts),
         kv_cache_bytes=_device_cache(model, placement, devices, host, on_gpu=False),
         compute_bytes=compute[host],
         overhead_bytes=host_overhead_bytes(model, variant, placement, hardware, devices, host),
@@ -105,24 +113,37 @@ def host_capacity_bytes(
     return max(0, usable - taken)
 
 
-@lru_cache(maxsize=8192)
-def device_weights(model: ModelSpec, variant: Variant, devices: tuple[int, ...], device: int, *, on_gpu: bool) -> int:
-    """Bytes of weights on ``device``: its layers, the output, the frequencies, and on the host the token table."""
-    table = weights.layer_bytes(model, variant, on_gpu)
+def device_weights(
+    model: ModelSpec, variant: Variant, devices: tuple[int, ...], device: int, *, on_gpu: bool, expert_layers: int = 0
+) -> int:
+    """Bytes of weights on ``device``: its layers, the output, the frequencies, and on the host the token table.
+
+    Routed experts of the first ``expert_layers`` layers are on the host.
+    """
+    sums, expert_sums = weights.layer_sums(model, variant, on_gpu)
     tables, shared = weights.global_bytes(model, variant)
-    total = sum(size for size, own in zip(table, devices, strict=True) if own == device)
-    if device in devices[:-1]:
+    start, end = layer_range(devices, device)
+    total = sums[end] - sums[start]
+    if start < min(end, model.n_layer):
         total += pad(shared, kv_cache.CUDA_ALIGNMENT_BYTES) if on_gpu else shared
-    return total if on_gpu else total + tables
+    if on_gpu:
+        return total - (expert_sums[max(start, min(end, expert_layers))] - expert_sums[start])
+    return total + tables + expert_sums[max(end, expert_layers)] - expert_sums[min(end, model.n_layer)]
+
+
+def layer_range(devices: tuple[int, ...], device: int) -> tuple[int, int]:
+    """First layer on ``device`` and the one after its last: llama.cpp gives each device neighbours."""
+    count = devices.count(device)
+    start = devices.index(device) if count else 0
+    return start, start + count
 
 
 def _device_cache(
     model: ModelSpec, placement: Placement, devices: tuple[int, ...], device: int, *, on_gpu: bool
 ) -> int:
-    if device not in devices[:-1]:
-        return 0
-    sizes = kv_cache.bytes_per_layer(model, placement, on_gpu=on_gpu)
-    return sum(size for size, own in zip(sizes, devices, strict=False) if own == device)
+    start, end = layer_range(devices, device)
+    sums = kv_cache.layer_sums(model, placement, on_gpu=on_gpu)
+    return sums[min(end, model.n_layer)] - sums[min(start, model.n_layer)]
 
 
 def overhead_bytes(gpu: Gpu) -> int:

@@ -6,7 +6,7 @@ Every answer comes from the memory estimate itself, not from a ratio of sizes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from planner.core.candidate import Placement, Variant
@@ -15,6 +15,7 @@ from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec
 from planner.estimate.kv_cache import CELL_PADDING
 from planner.estimate.memory import memory
+from planner.estimate.offload import available_bytes, best_offload, largest, whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,10 @@ class Option:
     kv_type: str
     gpu_layers: int | None
     """``None``: not even the host has room."""
+    cpu_expert_layers: int = 0
+    """Layers on a GPU whose experts stay in RAM."""
+    whole: bool = False
+    """Nothing but the token table stays in RAM; without a GPU: it fits."""
 
 
 def shortage(used: MemoryEstimate, margin_fraction: float) -> Shortage | None:
@@ -52,10 +57,8 @@ def shortage(used: MemoryEstimate, margin_fraction: float) -> Shortage | None:
 
 
 def _lack(device: DeviceMemory, margin_fraction: float) -> Shortage | None:
-    if device.capacity_bytes is None:
-        return None
-    available = int(device.capacity_bytes * (1 - margin_fraction))
-    if device.total_bytes <= available:
+    available = available_bytes(device, margin_fraction)
+    if available is None or device.total_bytes <= available:
         return None
     return Shortage(device=device.name, needed_bytes=device.total_bytes, available_bytes=available)
 
@@ -68,58 +71,15 @@ def fits(used: MemoryEstimate, margin_fraction: float) -> bool:
 def most_gpu_layers(
     model: ModelSpec, variant: Variant, placement: Placement, hardware: HardwareProfile, margin_fraction: float
 ) -> int | None:
-    """The largest ``gpu_layers`` (1 … ``n_layer + 1``; 0 if none) that fits, everything else as in ``placement``.
+    """The largest ``gpu_layers`` (1 … ``n_layer + 1``; 0 if none) that fits, with all that belongs to a layer.
 
-    Found by bisection: the GPUs' memory grows with their layers. The compute buffer can shrink by a step when the
-    last layer leaves the host, so all layers are tried first, and the neighbours of the bisection's answer last.
+    :func:`planner.estimate.offload.best_offload` also keeps experts in RAM; here a layer goes whole.
 
     Returns:
         ``None`` if the host has no room for what stays there.
     """
-    full = model.n_layer + 1
-    if not hardware.gpus:
-        return 0 if _fits_with(model, variant, placement, hardware, margin_fraction, 0) else None
-    lacking: dict[int, bool] = {}
-
-    def gpus_hold(layers: int) -> bool:
-        if layers not in lacking:
-            used = memory(model, variant, _with_layers(placement, hardware, layers), hardware)
-            lacking[layers] = all(_lack(device, margin_fraction) is None for device in used.devices)
-        return lacking[layers]
-
-    best = full if gpus_hold(full) else _largest(0, full - 1, gpus_hold)
-    if best < full - 1 and gpus_hold(best + 2):
-        best += 2
-    if _fits_with(model, variant, placement, hardware, margin_fraction, best):
-        return best
-    return 0 if best and _fits_with(model, variant, placement, hardware, margin_fraction, 0) else None
-
-
-def _fits_with(
-    model: ModelSpec,
-    variant: Variant,
-    placement: Placement,
-    hardware: HardwareProfile,
-    margin_fraction: float,
-    layers: int,
-) -> bool:
-    return fits(memory(model, variant, _with_layers(placement, hardware, layers), hardware), margin_fraction)
-
-
-def _with_layers(placement: Placement, hardware: HardwareProfile, layers: int) -> Placement:
-    count = (placement.gpu_count or len(hardware.gpus)) if layers else 0
-    return dataclasses.replace(placement, gpu_layers=layers, gpu_count=count)
-
-
-def _largest(low: int, high: int, holds: Callable[[int], bool]) -> int:
-    """The largest number in ``low`` … ``high`` that holds, if holding is lost once on the way up; ``low`` else."""
-    while low < high:
-        middle = (low + high + 1) // 2
-        if holds(middle):
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    found = best_offload(model, variant, placement, hardware, margin_fraction, move_experts=False)
+    return None if found is None else found.gpu_layers
 
 
 def longest_context(
@@ -145,7 +105,7 @@ def longest_context(
 
     ceiling = max(limit or model.n_ctx_train, CELL_PADDING)
     most = ceiling // CELL_PADDING
-    best = most if holds(most) else _largest(0, most - 1, lambda steps: steps == 0 or holds(steps))
+    best = most if holds(most) else largest(0, most - 1, lambda steps: steps == 0 or holds(steps))
     return best * CELL_PADDING or None
 
 
@@ -165,6 +125,18 @@ def what_if(
     for context in contexts:
         for kv_type in kinds if context <= model.n_ctx_train else ():
             asked = dataclasses.replace(placement, context=context, kv_type=kv_type)
-            layers = most_gpu_layers(model, variant, asked, hardware, margin_fraction)
-            options.append(Option(context=context, kv_type=kv_type, gpu_layers=layers))
+            options.append(_option(model, variant, asked, hardware, margin_fraction))
     return tuple(options)
+
+
+def _option(
+    model: ModelSpec, variant: Variant, asked: Placement, hardware: HardwareProfile, margin_fraction: float
+) -> Option:
+    found = best_offload(model, variant, asked, hardware, margin_fraction)
+    return Option(
+        context=asked.context,
+        kv_type=asked.kv_type,
+        gpu_layers=None if found is None else found.gpu_layers,
+        cpu_expert_layers=0 if found is None else found.cpu_expert_layers,
+        whole=found is not None and (whole(model, found) or not hardware.gpus),
+    )

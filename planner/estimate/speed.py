@@ -62,7 +62,7 @@ def _notes(variant: Variant, where: Site, predictions: dict[str, Prediction | No
     if predictions[PREFILL] is None and predictions[DECODE] is not None:
         notes.append("prefill speed is unknown: the device's arithmetic rate is unknown")
     if len(where.gpus) > 1:
-        notes.append("several GPUs: the weights are taken as split evenly")
+        notes.append("several GPUs: one after the other, each with its share of the layers")
     return tuple(notes)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from planner.core.candidate import Placement, Variant
 from planner.core.hardware import ASSUMED, Gpu, HardwareProfile
 from planner.estimate import speed_terms
+from planner.estimate.memory import gpu_shares
 from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class, is_ultra
 from planner.estimate.speed_model import coefficients, document
 from planner.estimate.speed_terms import Case, type_class
@@ -52,6 +53,15 @@ class Site:
     tensor_parallel: int = 1
     bandwidth_assumed: bool = False
     """The host's bandwidth is an assumption: nobody measured or published it for this machine."""
+    shares: tuple[float, ...] = ()
+    """Parts of the offloaded layers that the GPUs get; empty: even."""
+
+    def shared(self) -> tuple[tuple[Gpu, float], ...]:
+        """Each GPU that gets layers with its share of them."""
+        total = sum(self.shares)
+        if total <= 0:
+            return tuple((gpu, 1 / len(self.gpus)) for gpu in self.gpus)
+        return tuple((gpu, part / total) for gpu, part in zip(self.gpus, self.shares, strict=True) if part > 0)
 
     @property
     def backend(self) -> str:
@@ -68,6 +78,7 @@ def site(placement: Placement, hardware: HardwareProfile) -> Site:
         host_threads=placement.threads or hardware.cpu.inference_threads(),
         host_class=cpu_class(hardware.cpu),
         tensor_parallel=max(1, placement.tensor_parallel),
+        shares=gpu_shares(placement, used),
         bandwidth_assumed=(hardware.memory.bandwidth_basis or "").startswith(ASSUMED),
     )
 
@@ -98,11 +109,12 @@ def decode(work: Work, variant: Variant, where: Site) -> Timing | None:
         return _serving_decode(work, variant, where)
     if not where.gpus:
         return _cpu_decode(work, variant, where, share=1.0)
-    parts = [_gpu_decode(work, variant, gpu, 1 / len(where.gpus)) for gpu in where.gpus]
-    if not work.host_bytes or (where.gpus[0].unified_memory and work.gpu_layers >= work.layers):
+    parts = [_gpu_decode(work, variant, gpu, share) for gpu, share in where.shared()]
+    in_place = where.gpus[0].unified_memory and work.gpu_layers >= work.layers and work.crossings < 2
+    if not work.host_bytes or in_place:
         return _joined(parts, None)
     host = _cpu_decode(work, variant, where, share=1 - work.gpu_share)
-    return None if host is None else _joined(parts, host)
+    return None if host is None else _joined(parts, host, work.crossings)
 
 
 def prefill(work: Work, variant: Variant, where: Site) -> Timing | None:
@@ -111,13 +123,13 @@ def prefill(work: Work, variant: Variant, where: Site) -> Timing | None:
         return _serving_prefill(work, variant, where)
     if not where.gpus:
         return _cpu_prefill(work, variant, where, share=1.0)
-    parts = [_gpu_prefill(work, variant, gpu, 1 / len(where.gpus)) for gpu in where.gpus]
+    parts = [_gpu_prefill(work, variant, gpu, share) for gpu, share in where.shared()]
     if not work.host_bytes:
         return _joined(parts, None)
     return _split_prefill(work, variant, where, parts)
 
 
-def _joined(parts: list[Timing | None], host: Timing | None) -> Timing | None:
+def _joined(parts: list[Timing | None], host: Timing | None, crossings: int = 1) -> Timing | None:
     known = [part for part in parts if part is not None]
     if len(known) < len(parts) or not known:
         return None
@@ -125,9 +137,10 @@ def _joined(parts: list[Timing | None], host: Timing | None) -> Timing | None:
     terms: Terms = known[0].terms if len(known) == 1 else _numbered(known)
     if host is None:
         return Timing(seconds=seconds, terms=terms, bound_by=known[0].bound_by, case=known[0].case, fit=known[0].fit)
+    crossing = CROSSING_SECONDS * max(1, crossings)
     return Timing(
-        seconds=seconds + host.seconds + CROSSING_SECONDS,
-        terms=(*terms, *host.terms, ("handing over", CROSSING_SECONDS, "s")),
+        seconds=seconds + host.seconds + crossing,
+        terms=(*terms, *host.terms, ("handing over", crossing, "s")),
         bound_by=known[0].bound_by if seconds > host.seconds else host.bound_by,
         case=known[0].case,
         fit=known[0].fit,
@@ -221,7 +234,7 @@ def _gpu_prefill(work: Work, variant: Variant, gpu: Gpu, share: float) -> Timing
         tokens=work.prompt,
         params=work.params * work.gpu_share * share,
         layers=layers,
-        streamed_bytes=work.streamed_bytes * work.gpu_share * share,
+        streamed_bytes=max(0.0, work.streamed_bytes - work.host_streamed_bytes) * share,
         passes=work.passes,
         attention_operations=work.attention_operations * layers / work.layers,
         bandwidth=bandwidth,
@@ -270,14 +283,14 @@ def _cpu_prefill(work: Work, variant: Variant, where: Site, share: float) -> Tim
 
 def _split_prefill(work: Work, variant: Variant, where: Site, parts: list[Timing | None]) -> Timing | None:
     """A prompt of 32 tokens or more: the host's weights travel to the GPU once per micro-batch (op offload)."""
-    whole = [_gpu_prefill(_all_on_gpu(work), variant, gpu, 1 / len(where.gpus)) for gpu in where.gpus]
+    whole = [_gpu_prefill(_all_on_gpu(work), variant, gpu, share) for gpu, share in where.shared()]
     computed = _joined(whole, None)
     on_cpu = _cpu_prefill(work, variant, where, share=1 - work.gpu_share)
     joined = _joined(parts, on_cpu) if on_cpu else None
     link = where.gpus[0].link_bytes_per_second
     if computed is None or link is None or work.prompt < 32:
         return joined
-    moved = work.passes * work.streamed_bytes * (1 - work.gpu_share) / link
+    moved = work.passes * work.host_streamed_bytes / link
     offloaded = Timing(
         seconds=computed.seconds + moved,
         terms=(*computed.terms, ("host weights over the link", moved, "s")),
@@ -292,7 +305,9 @@ def _split_prefill(work: Work, variant: Variant, where: Site, parts: list[Timing
 def _all_on_gpu(work: Work) -> Work:
     from dataclasses import replace
 
-    return replace(work, gpu_bytes=work.weight_bytes, host_bytes=0.0, gpu_layers=work.layers)
+    return replace(
+        work, gpu_bytes=work.weight_bytes, host_bytes=0.0, host_streamed_bytes=0.0, gpu_layers=work.layers
+    )
 
 
 def _serving_case(work: Work, variant: Variant, gpu: Gpu) -> Case:

@@ -42,6 +42,7 @@ def _same_conditions(m: Measurement, placement: Placement, quantity: str, layers
     c = m.conditions
     threads = c.threads is None or placement.threads is None or c.threads == placement.threads
     where = min(c.gpu_layers, layers) == min(placement.gpu_layers, layers)
+    where = where and c.cpu_expert_layers == placement.cpu_expert_layers
     length = c.depth == placement.depth if quantity == DECODE else c.prompt_tokens == placement.prompt_tokens
     return threads and where and length and c.kv_type == placement.kv_type
 

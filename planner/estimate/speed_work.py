@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from planner.core.candidate import Placement, Variant
 from planner.core.model import ModelSpec
+from planner.estimate import weights
 from planner.estimate.weights import bytes_read_per_token
 from planner.formats.ggml import type_traits
 from planner.methods import get
@@ -35,6 +36,11 @@ class Work:
     """Micro-batches of the prompt."""
     streamed_bytes: float
     """Bytes of weights that one micro-batch touches: all experts it routes to."""
+    host_streamed_bytes: float = 0.0
+    """The part of these that lies on the host."""
+    crossings: int = 0
+    """Times that a token is handed from a GPU to the CPU and back: once for layers on the host, and once for each
+    layer on a GPU whose experts are on the host."""
     attention_operations: float
     """Operations of attention over the prompt, all layers, a multiply-add counted as two."""
     moe: bool
@@ -98,6 +104,8 @@ def _streamed_bytes(model: ModelSpec, variant: Variant, per_token: float, batch:
 def work(model: ModelSpec, variant: Variant, placement: Placement) -> Work:
     """The load of ``variant`` of ``model`` as ``placement`` sets it."""
     gpu_bytes, host_bytes = bytes_read_per_token(model, variant, placement)
+    host_layers = max(0, model.n_layer + 1 - placement.gpu_layers)
+    expert_layers = max(0, weights.expert_layers(model, placement) - host_layers) if variant.format == "gguf" else 0
     params, hybrid, gemma = _shape(model)
     prompt = max(1, placement.prompt_tokens)
     ubatch = max(1, min(placement.ubatch, placement.batch))
@@ -111,6 +119,8 @@ def work(model: ModelSpec, variant: Variant, placement: Placement) -> Work:
         prompt=prompt,
         passes=-(-prompt // ubatch),
         streamed_bytes=_streamed_bytes(model, variant, float(gpu_bytes + host_bytes), min(prompt, ubatch)),
+        host_streamed_bytes=weights.host_streamed_bytes(model, variant, placement, min(prompt, ubatch)),
+        crossings=expert_layers + (host_bytes > 0 and 0 < host_layers <= model.n_layer),
         attention_operations=_attention_operations(model, prompt),
         moe=model.mixture is not None,
         hybrid=hybrid,

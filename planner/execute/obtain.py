@@ -7,9 +7,6 @@ from pathlib import Path
 from planner.core.errors import InputError, MissingDependency, StalePlan
 from planner.core.plan import PlanModel
 
-_WANTED = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "*.txt"]
-"""Weights in safetensors, configuration and tokenizer; never a pickle, never code."""
-
 
 def local_path(model: PlanModel) -> Path | None:
     """Where the model lies on this machine; ``None`` if it must be fetched from the hub.
@@ -29,7 +26,9 @@ def local_path(model: PlanModel) -> Path | None:
 
 
 def download(model: PlanModel) -> Path:
-    """Fetch the checkpoint into the hub's cache (``HF_HOME``, ``HF_ENDPOINT``, ``HF_TOKEN`` are respected).
+    """Fetch the plan's files, and no others, into the hub's cache; its directory there.
+
+    ``HF_HOME``, ``HF_ENDPOINT`` and ``HF_TOKEN`` are respected.
 
     Raises:
         MissingDependency: huggingface_hub is not installed.
@@ -44,7 +43,9 @@ def download(model: PlanModel) -> Path:
             hint="`pip install 'qplan[hub]'`, or plan for a checkpoint directory of your own",
         ) from None
     try:
-        return Path(huggingface_hub.snapshot_download(model.location, revision=model.revision, allow_patterns=_WANTED))
+        paths = [
+            huggingface_hub.hf_hub_download(model.location, name, revision=model.revision) for name in _names(model)
+        ]
     except GatedRepoError:
         raise InputError(
             f"{model.location} needs its licence accepted",
@@ -58,3 +59,14 @@ def download(model: PlanModel) -> Path:
             hint="a checkpoint directory works without the hub: `qplan plan DIRECTORY`",
             code="download-failed",
         ) from None
+    return Path(paths[0]) if model.is_gguf else Path(paths[0]).parent
+
+
+def _names(model: PlanModel) -> list[str]:
+    """The pinned files; for a catalog model, which pins none, those that the hub lists now, top-level ones first."""
+    from planner.models.hub import spec_from_hub
+
+    names = [file.name for file in model.files]
+    if not names:
+        names = [file.name for file in spec_from_hub(model.location).source.files]
+    return sorted(names, key=lambda name: ("/" in name, name))

@@ -6,7 +6,8 @@ import importlib.util
 import os
 from pathlib import Path
 
-from planner.core.errors import ExecutionFailed, MissingDependency, StalePlan
+from planner.core.codec import read_json
+from planner.core.errors import ExecutionFailed, InputError, MissingDependency, StalePlan
 from planner.core.hardware import HardwareProfile
 from planner.core.plan import Plan, Step
 from planner.core.units import MIB, format_bytes
@@ -80,12 +81,46 @@ def check_output(plan: Plan, output: Path) -> None:
     for step in plan.making_steps():
         path = output / str(step.output)
         receipt = receipts.read(output, step.name)
-        if path.exists() and (receipt is None or receipt.output != step.output):
+        if path.exists() and (receipt is None or receipt.output != step.output or not path.is_file()):
             raise ExecutionFailed(
                 f"{path} exists and was not made by this plan",
                 hint="choose another folder with --output, or remove it",
                 code="output-exists",
             )
+
+
+def check_replaceable(path: Path, key: str) -> None:
+    """Refuse to replace a file that qplan did not write.
+
+    Args:
+        path: what is about to be written.
+        key: a key that every document of this kind has.
+
+    Raises:
+        ExecutionFailed: naming the file.
+    """
+    if not path.is_file() and not path.is_dir():
+        return
+    try:
+        document = read_json(path)
+    except InputError:
+        document = None
+    if not isinstance(document, dict) or key not in document:
+        raise ExecutionFailed(
+            f"{path} exists and was not written by qplan",
+            hint="choose another name or folder with --output, or remove it",
+            code="output-exists",
+        )
+
+
+def check_text(text: Path | None) -> None:
+    """Refuse a held-out text that cannot be read now rather than after the quantizing.
+
+    Raises:
+        InputError: naming the file.
+    """
+    if text is not None and not (text.is_file() and os.access(text, os.R_OK)):
+        raise InputError(f"the text {text} is no file that can be read", hint="--text takes a file", code="bad-text")
 
 
 def check_room(steps: tuple[Step, ...], here: HardwareProfile) -> None:

@@ -130,7 +130,12 @@ def _run_step(plan: Plan, step: Step, place: Workplace, key: str, progress: Prog
     )
     started = time.monotonic()
     log = place.output / receipts.FOLDER / f"{step.name}.log"
-    result = run_child("planner.execute.child", job, what=f"step {step.name}", log=log, progress=progress)
+    try:
+        result = run_child("planner.execute.child", job, what=f"step {step.name}", log=log, progress=progress)
+    except BaseException:
+        # An interrupted or crashed child had no time to remove what it had begun, which may be many GB.
+        output.with_name(f".{output.name}.partial").unlink(missing_ok=True)
+        raise
     return receipts.Receipt(
         step=step.name,
         key=key,

@@ -16,18 +16,20 @@ GROUP_SIZES = (32, 64, 128, -1)
 
 
 def variants(model: ModelSpec) -> tuple[Variant, ...]:
-    """4-bit at group size 128, the one every kernel has."""
-    return (variant("4bit", 128),)
+    """4-bit at group size 128, the one every kernel has, then the finer ones."""
+    return tuple(variant("4bit", size) for size in (128, 64, 32))
 
 
 def variant(type_: str, group_size: int | None = 128) -> Variant:
     """The variant of a type and group size.
 
     Raises:
-        UsageError: AWQ has no such type.
+        UsageError: AWQ has no such type or group size.
     """
     if type_ not in TYPES:
         raise common.unknown_type("awq", type_, TYPES)
+    if group_size is not None and group_size not in GROUP_SIZES:
+        raise common.unknown_group_size("awq", group_size, GROUP_SIZES)
     return Variant(method="awq", format="awq-gemm", runtime="vllm", type=type_, group_size=group_size)
 
 

@@ -111,3 +111,9 @@ def _rejected(variant: Variant, reason: str, rule: str) -> Rejection:
 def unknown_type(method: str, asked: str, known: tuple[str, ...]) -> UsageError:
     """The error for a type that a method does not have."""
     return UsageError(f"{method} has no type {asked!r}", hint=f"one of {', '.join(known)}", code="unknown-type")
+
+
+def unknown_group_size(method: str, asked: int, known: tuple[int, ...]) -> UsageError:
+    """The error for a group size that no kernel of a method has."""
+    sizes = ", ".join(map(str, known))
+    return UsageError(f"{method} has no group size {asked}", hint=f"one of {sizes} (-1: a whole row)", code="bad-case")

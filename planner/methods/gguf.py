@@ -124,7 +124,7 @@ def blockers(model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> t
     if gguf_mix.file_type(variant.type).requires_imatrix:
         reason = "llama.cpp refuses it without an importance matrix, which this version does not compute"
         return (_rejected(variant, reason, rule="needs-imatrix"),)
-    if model.source.kind == "gguf" and model.dtype.upper() not in FULL_PRECISION:
+    if model.source.is_gguf and model.dtype.upper() not in FULL_PRECISION:
         reason = f"the model is {model.dtype} already; quantizing it again would lose quality twice"
         return () if variant.type == model.dtype.upper() else (_rejected(variant, reason, rule="already-quantized"),)
     try:
@@ -146,7 +146,7 @@ def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
     target = serving.artifact_name(model, variant)
     made = size(model, variant).file_bytes
     verify = Step(name="verify", kind="verify", method="gguf", source="quantize")
-    if model.source.kind == "gguf":
+    if model.source.is_gguf:
         quantize = _quantize_step(model, variant, "model", target, made)
         return (quantize, verify)
     if variant.type in FULL_PRECISION:

@@ -91,7 +91,14 @@ _KEPT_PARTS = (
 )
 """Parts of the names of matrices that llama.cpp never quantizes."""
 _KEPT_NAMES = ("position_embd.weight", "token_types.weight")
-_F32_IN_SOURCE = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d", "shortconv.conv.weight")
+_F32_IN_SOURCE = (
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "ssm_conv1d",
+    "shortconv.conv.weight",
+    "altup_correct_coef",
+    "altup_predict_coef",
+)
 """Matrices that the converter writes as F32 (``conversion/base.py``)."""
 
 _FALLBACK = {
@@ -131,7 +138,7 @@ def _may_quantize(name: str) -> bool:
 
 def source_type(model: ModelSpec, tensor: Tensor) -> str:
     """Type of ``tensor`` in the 16-bit file that is quantized: F32 for vectors, norms and biases."""
-    if model.source.kind == "gguf" and tensor.dtype is not None:
+    if model.source.is_gguf and tensor.dtype is not None:
         return tensor.dtype
     kept_f32 = any(part in tensor.name for part in _F32_IN_SOURCE)
     if len(tensor.shape) < 2 or tensor.name.endswith("_norm.weight") or kept_f32:

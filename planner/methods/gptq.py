@@ -12,22 +12,26 @@ from planner.core.plan import Step
 from planner.methods import common, serving
 
 TYPES = ("4bit", "3bit", "8bit", "2bit")
-GROUP_SIZES = (32, 64, 128, -1)
+GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024, -1)
+"""``SUPPORTS_GROUP_SIZE`` of GPTQModel's TorchQuantLinear, which takes the most of its kernels."""
 
 
 def variants(model: ModelSpec) -> tuple[Variant, ...]:
-    """Every width at group size 128 with activation order."""
-    return tuple(variant(type_, 128) for type_ in TYPES)
+    """Every width at group size 128 with activation order; below 8 bits also the finest groups."""
+    coarse = tuple(variant(type_, 128) for type_ in TYPES)
+    return coarse + tuple(variant(type_, 32) for type_ in TYPES if type_ != "8bit")
 
 
 def variant(type_: str, group_size: int | None = 128, *, act_order: bool = True) -> Variant:
     """The variant of a type and group size.
 
     Raises:
-        UsageError: GPTQ has no such type.
+        UsageError: GPTQ has no such type or group size.
     """
     if type_ not in TYPES:
         raise common.unknown_type("gptq", type_, TYPES)
+    if group_size is not None and group_size not in GROUP_SIZES:
+        raise common.unknown_group_size("gptq", group_size, GROUP_SIZES)
     return Variant(method="gptq", format="gptq", runtime="vllm", type=type_, group_size=group_size, act_order=act_order)
 
 

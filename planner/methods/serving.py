@@ -107,12 +107,26 @@ def llama_cpp(model: ModelSpec, candidate: Candidate) -> dict[str, str]:
         serve.append(f"-np {placement.sequences}")
     if placement.threads:
         serve.append(f"-t {placement.threads}")
+    if placement.cpu_expert_layers:
+        serve.append(f"--n-cpu-moe {placement.cpu_expert_layers}")
+    if placement.tensor_split:
+        serve.append(f"--tensor-split {','.join(f'{share:g}' for share in placement.tensor_split)}")
     return {
         "quantize": _llama_quantize(model, candidate.variant),
         "serve": " ".join(serve),
         "python": _llama_cpp_python(target, placement),
-        "ollama": f"FROM ./{target}\nPARAMETER num_ctx {placement.context}\nPARAMETER num_gpu {placement.gpu_layers}",
+        "ollama": _ollama(target, placement),
     }
+
+
+def _ollama(target: str, placement: Placement) -> str:
+    """A Modelfile. Ollama has no option for experts or splits: it is left to place such a model by itself."""
+    lines = [f"FROM ./{target}", f"PARAMETER num_ctx {placement.context}"]
+    if placement.cpu_expert_layers or placement.tensor_split:
+        lines.append("# no num_gpu: Ollama cannot keep experts in RAM or split unevenly, so it chooses the layers itself")
+    else:
+        lines.append(f"PARAMETER num_gpu {placement.gpu_layers}")
+    return "\n".join(lines)
 
 
 def _llama_quantize(model: ModelSpec, variant: Variant) -> str:
@@ -130,4 +144,11 @@ def _llama_cpp_python(target: str, placement: Placement) -> str:
     options.append(f"flash_attn={placement.flash_attention}")
     if placement.threads:
         options.append(f"n_threads={placement.threads}")
+    if placement.tensor_split:
+        options.append(f"tensor_split=[{', '.join(f'{share:g}' for share in placement.tensor_split)}]")
+    if placement.cpu_expert_layers:
+        return (
+            "# llama_cpp.Llama cannot keep experts in RAM: use llama-server above, or fewer n_gpu_layers here\n"
+            "from llama_cpp import Llama"
+        )
     return f'from llama_cpp import Llama\nllm = Llama({", ".join(options)})\nprint(llm("Hello", max_tokens=100))'

@@ -325,4 +325,5 @@ def _conditions(placement: Placement, speed: SpeedTrial | None) -> Conditions:
         kv_type=placement.kv_type,
         ubatch=placement.ubatch,
         flash_attention=placement.flash_attention,
+        cpu_expert_layers=placement.cpu_expert_layers,
     )

@@ -48,6 +48,7 @@ def _speed(request: TrialRequest, progress: Progress) -> SpeedTrial:
 
 
 def _quality(request: TrialRequest, progress: Progress) -> QualityTrial:
+    from planner.verify import native
     from planner.verify.quality import measure_quality
 
     return measure_quality(
@@ -57,7 +58,7 @@ def _quality(request: TrialRequest, progress: Progress) -> QualityTrial:
         context=request.quality_context,
         max_chunks=request.max_chunks,
         threads=request.placement.threads or default_threads(),
-        gpu_layers=request.placement.gpu_layers,
+        offload=native.Offload.of(request.placement),
         like_llama_cpp=request.like_llama_cpp,
         budget_seconds=request.budget_seconds,
         repack=request.repack,

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from planner.core.candidate import Placement
+
 _BUFFER_LINE = re.compile(r"(\S+)\s+(model|KV|RS|compute|output) buffer size =\s*([\d.]+) MiB")
 _LOG_LEVEL_DEBUG = 1
 """GGML_LOG_LEVEL_DEBUG; the levels are none, debug, info, warn, error, cont."""
@@ -152,8 +154,51 @@ class Model:
         return int(lib.llama_vocab_bos(self.vocabulary)) if lib.llama_vocab_get_add_bos(self.vocabulary) else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offload:
+    """Where a model's weights go, as llama.cpp's ``-ngl``, ``--n-cpu-moe`` and ``--tensor-split``."""
+
+    gpu_layers: int = 0
+    cpu_expert_layers: int = 0
+    tensor_split: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, placement: Placement) -> Offload:
+        """The part of a placement that loading a model needs."""
+        return cls(
+            gpu_layers=placement.gpu_layers,
+            cpu_expert_layers=placement.cpu_expert_layers,
+            tensor_split=placement.tensor_split,
+        )
+
+
+def _set_offload(parameters: Any, offload: Offload) -> tuple[Any, ...]:
+    """Set the model parameters; the caller keeps the answer, which llama.cpp only borrows."""
+    import ctypes
+
+    lib = library()
+    parameters.n_gpu_layers = offload.gpu_layers
+    kept: list[Any] = []
+    if offload.tensor_split:
+        count = max(int(lib.llama_max_devices()), len(offload.tensor_split))
+        kept.append((ctypes.c_float * count)(*offload.tensor_split))
+        parameters.tensor_split = kept[-1]
+    if offload.cpu_expert_layers:
+        # struct llama_model_tensor_buft_override of llama.h: a pattern and a buffer type; a null pattern ends the list
+        buffer_type = lib.llama_cpp._lib.ggml_backend_cpu_buffer_type
+        buffer_type.restype = ctypes.c_void_p
+        rows = (ctypes.c_void_p * (2 * offload.cpu_expert_layers + 2))()
+        for layer in range(offload.cpu_expert_layers):
+            pattern = ctypes.create_string_buffer(rf"blk\.{layer}\.ffn_(up|down|gate|gate_up)_(ch)?exps".encode())
+            kept.append(pattern)
+            rows[2 * layer], rows[2 * layer + 1] = ctypes.addressof(pattern), buffer_type()
+        kept.append(rows)
+        parameters.tensor_buft_overrides = ctypes.addressof(rows)
+    return tuple(kept)
+
+
 @contextmanager
-def open_model(path: Path, *, gpu_layers: int, repack: bool, progress: Progress) -> Iterator[Model]:
+def open_model(path: Path, *, offload: Offload, repack: bool, progress: Progress) -> Iterator[Model]:
     """Load ``path`` (the first part of a split file), memory-mapped as llama.cpp does by default.
 
     ``repack`` is llama.cpp's default; False is its programs' ``--no-repack``.
@@ -163,7 +208,7 @@ def open_model(path: Path, *, gpu_layers: int, repack: bool, progress: Progress)
     """
     lib = library()
     parameters = lib.llama_model_default_params()
-    parameters.n_gpu_layers = gpu_layers
+    borrowed = _set_offload(parameters, offload)
     parameters.use_extra_bufts = repack
 
     def report(fraction: float, _user: object) -> bool:
@@ -185,6 +230,7 @@ def open_model(path: Path, *, gpu_layers: int, repack: bool, progress: Progress)
         yield Model(handle, vocabulary, size, int(lib.llama_model_n_ctx_train(handle)))
     finally:
         lib.llama_model_free(handle)
+        del borrowed  # the model reads the split as long as it lives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,7 @@ def measure_quality(
     context: int = 512,
     max_chunks: int | None = None,
     threads: int,
-    gpu_layers: int = 0,
+    offload: native.Offload = native.Offload(),
     repack: bool = True,
     like_llama_cpp: bool = False,
     budget_seconds: float | None = None,
@@ -67,7 +67,7 @@ def measure_quality(
     with ExitStack() as stack:
 
         def opened(path: Path) -> native.Model:
-            return stack.enter_context(native.open_model(path, gpu_layers=gpu_layers, repack=repack, progress=progress))
+            return stack.enter_context(native.open_model(path, offload=offload, repack=repack, progress=progress))
 
         def scorer_of(model: native.Model) -> _Scorer:
             return _Scorer(model, stack.enter_context(native.open_context(model, _options(context, threads))))

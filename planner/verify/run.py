@@ -58,7 +58,7 @@ def _attempt(request: TrialRequest, progress: Progress | None, timeout_seconds: 
         answer = run_child(
             "planner.verify.child",
             request,
-            what="measuring",
+            what=f"measuring {request.kind}",
             log=Path(folder) / "log",
             progress=progress,
             environment=_environment(request),

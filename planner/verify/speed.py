@@ -143,7 +143,7 @@ def measure_speed(
     with ExitStack() as stack:
         began = time.perf_counter()
         model = stack.enter_context(
-            native.open_model(model_path, gpu_layers=placement.gpu_layers, repack=repack, progress=progress)
+            native.open_model(model_path, offload=native.Offload.of(placement), repack=repack, progress=progress)
         )
         context = stack.enter_context(native.open_context(model, _options(placement, threads)))
         load_seconds = time.perf_counter() - began

@@ -75,6 +75,7 @@ def check(plan: Plan, output: Path, *, hash_files: bool = True) -> HardwareProfi
     if local is not None and hash_files:
         preflight.check_model_files(plan, local)
     preflight.check_output(plan, output)
+    preflight.check_replaceable(output / REPORT, "plan_sha256")
     steps = runner.pending(plan, output, reference_needed=True)
     preflight.check_room(steps, here)
     return here
@@ -87,6 +88,7 @@ def apply(plan: Plan, options: ApplyOptions, watcher: Watcher) -> Outcome:
         QplanError: a check failed, a step failed, or a question could not be asked.
     """
     output = options.output
+    preflight.check_text(options.text)
     with runner.locked(output):
         here = check(plan, output)
         done = finished(plan, output)
@@ -156,7 +158,7 @@ def _verify_plan(
     from planner.verify.report import report_document, write_report
 
     reference = next((place.path(plan, step.name) for step in plan.reference_steps()), None)
-    if reference is None and plan.model.kind == "gguf":
+    if reference is None and plan.model.is_gguf:
         reference = place.model
     result = _measure(
         place.output / plan.artifact,
@@ -181,7 +183,7 @@ def _model_of(plan: Plan) -> ModelSpec:
 
     pinned = plan.model
     text = pinned.name if pinned.kind == "catalog" else pinned.location
-    if pinned.kind == "hub" and pinned.revision:
+    if pinned.kind == "hub" and pinned.revision and not pinned.is_gguf:
         text = f"{text}@{pinned.revision}"
     return dataclasses.replace(models.resolve(text), name=pinned.name)
 
@@ -206,6 +208,9 @@ def verify(
     from planner.verify.report import report_document
 
     gguf_files(artifact)
+    if reference is not None:
+        gguf_files(reference)
+    preflight.check_text(text)
     here = survey(output=artifact.absolute().parent)
     model = models.resolve(str(artifact))
     if plan is not None:

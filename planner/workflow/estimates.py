@@ -25,12 +25,13 @@ DEFAULT_GROUP_SIZE = 128
 KEYS = {
     "id", "model", "params", "active_params", "method", "type", "group_size", "imatrix", "context", "depth", "kv_type",
     "gpu_layers", "ubatch", "flash_attention", "profile", "device", "device_count", "backend", "threads",
-    "prompt_tokens", "sequences", "act_order", "runtime",
+    "prompt_tokens", "sequences", "act_order", "runtime", "cpu_expert_layers", "tensor_split",
 }  # fmt: skip
 
 BLOCK_LINES = 20_000
 _GROUPED_BY = tuple(re.compile(rf'"{key}"\s*:\s*"[^"]*"') for key in ("model", "type"))
 MOST_DEVICES = 1024
+_LARGEST_SHARE = 1e15
 
 Case = dict[str, Any]
 
@@ -152,7 +153,25 @@ def _placement(case: Case, model: ModelSpec, hardware: HardwareProfile, variant:
         depth=_whole(case, "depth", 0),
         prompt_tokens=_whole(case, "prompt_tokens", 512, least=1),
         gpu_count=count if on_gpu else 0,
+        cpu_expert_layers=min(_whole(case, "cpu_expert_layers", 0), model.n_layer) if on_gpu else 0,
+        tensor_split=_shares(case, count) if on_gpu else (),
     )
+
+
+def _shares(case: Case, count: int) -> tuple[float, ...]:
+    """The GPUs' shares: a list of numbers, or text as llama.cpp's ``--tensor-split`` takes it."""
+    given = case.get("tensor_split")
+    if given is None:
+        return ()
+    parts = given.split(",") if isinstance(given, str) else given
+    try:
+        shares = tuple(float(part) for part in parts if not isinstance(part, bool)) if len(parts) <= count else ()
+    except (TypeError, ValueError):
+        shares = ()
+    if len(shares) < len(parts) or not any(shares) or not all(0 <= share < _LARGEST_SHARE for share in shares):
+        wanted = f"`tensor_split` must be a list of at most {count} shares, one for each GPU"
+        raise UsageError(wanted, numbers=f"got {_short(given)}", hint="as in [3, 1] or '3,1'", code="bad-case")
+    return shares
 
 
 def _switch(case: Case, key: str, default: bool) -> bool:
