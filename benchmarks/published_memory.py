@@ -45,7 +45,7 @@ def subject(row: Row) -> tuple[ModelSpec, Variant]:
     model = catalog.lookup(row["model"])
     assert model is not None, row["model"]
     if row["method"] == "gguf":
-        return model, gguf.variant(row["type"], None, bool(row["imatrix"]) and row["imatrix"] == "1" or None)
+        return model, gguf.variant(row["type"], None, (bool(row["imatrix"]) and row["imatrix"] == "1") or None)
     group = {"group_size": int(row["group_size"])} if row["group_size"] else {}
     made: Variant = methods.get(row["method"]).variant(row["type"], **group)  # type: ignore[attr-defined]
     return model, made

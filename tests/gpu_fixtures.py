@@ -9,10 +9,12 @@ from typing import Any
 
 from planner.core.model import ModelSpec
 from planner.core.units import MIB
+from planner.execute import stub
 from planner.formats import ggml
+from planner.formats.gguf_header import DEFAULT_ALIGNMENT
+from planner.formats.gguf_skeleton import header
 from planner.methods import gguf
 from planner.verify.trial import Buffer
-from tests.catalog_fixtures import ALIGNMENT, add_value, hyperparameters
 
 _TILE_BYTES = 32 * MIB
 _STANDARD_DEVIATION = 0.02
@@ -34,28 +36,15 @@ _SCALES: dict[str, tuple[tuple[int, float], ...]] = {
 
 def write_random_gguf(spec: ModelSpec, type_: str, path: Path) -> Path:
     """``spec`` in the file type ``type_`` with the tensor types that qplan gives it; norms are 1. No vocabulary."""
-    import gguf as writing
-    import numpy as np
-
-    writer = writing.GGUFWriter(str(path), spec.architecture)
-    writer.add_string("tokenizer.ggml.model", "no_vocab")
-    for key, value in hyperparameters(spec).items():
-        add_value(writer, f"{spec.architecture}.{key}", value)
     types = gguf.tensor_types(spec, gguf.variant(type_, imatrix=False))
     sizes = [ggml.tensor_bytes(t, tensor.shape) for t, tensor in zip(types, spec.tensors, strict=True)]
-    for tensor, t, size in zip(spec.tensors, types, sizes, strict=True):
-        raw = writing.GGMLQuantizationType[t]
-        writer.add_tensor_info(tensor.name, tuple(reversed(tensor.shape)), np.dtype(np.float32), size, raw_dtype=raw)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
+    path.write_bytes(header(stub.metadata(spec), stub.stored_tensors(spec, types)))
     tiles = {t: _tile(t) for t in {*types, _ONES}}
     kinds = [_ONES if len(tensor.shape) == 1 else t for tensor, t in zip(spec.tensors, types, strict=True)]
     with path.open("r+b") as file:
         file.seek(0, 2)
         for kind, size in zip(kinds, sizes, strict=True):
-            file.write(b"\0" * (-file.tell() % ALIGNMENT))
+            file.write(b"\0" * (-file.tell() % DEFAULT_ALIGNMENT))
             _write_tiled(file.write, tiles[kind], size)
     return path
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.execute.receipts import sha256_of
+from planner.models.fingerprint import sha256_of
 from tests.conftest import Qplan
 
 pytestmark = pytest.mark.slow
@@ -78,11 +78,14 @@ def test_the_next_estimate_here_names_the_measurement(applied: Path) -> None:
     )  # fmt: skip
     chosen = json.loads(done.stdout)["chosen"]
     report = json.loads((applied / "report.json").read_text())
-    assert chosen["speed"]["basis"] == "measured" and chosen["quality"]["basis"] == "measured"
+    assert chosen["quality"]["basis"] == "measured"
+    assert chosen["quality"]["perplexity_ratio"] == pytest.approx(report["measured"]["perplexity_ratio"], rel=1e-4)
+    if any("not remembered" in note for note in report["notes"]):
+        pytest.skip("other programs were busy while the speed was measured, so it was rightly not kept")
+    assert chosen["speed"]["basis"] == "measured"
     assert chosen["speed"]["decode_tokens_per_second"] == pytest.approx(
         report["measured"]["decode_tokens_per_second"], rel=1e-4
     )
-    assert chosen["quality"]["perplexity_ratio"] == pytest.approx(report["measured"]["perplexity_ratio"], rel=1e-4)
 
 
 def test_verify_measures_the_artifact_again(applied: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from planner.execute.stub import write_stub
 from planner.models import catalog
-from tests.catalog_fixtures import load_errors, write_stub
+from tests.catalog_fixtures import load_errors
 
 pytest.importorskip("llama_cpp")
-pytest.importorskip("gguf")
 
 
 @pytest.mark.parametrize("name", catalog.names())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.core.codec import encode
+from planner.core.codec import content_sha256, encode
 from planner.core.errors import DoesNotFit, InputError, QplanError, StalePlan, UsageError
 from planner.core.plan import Plan
 from planner.core.workload import Workload
@@ -75,8 +75,13 @@ def test_a_plan_with_an_unknown_key_or_kind_is_refused(tmp_path: Path, plan: Pla
     document["run"] = "rm -rf /"
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(document))
-    with pytest.raises(InputError):
+    with pytest.raises(StalePlan):
         load_plan(path)
+    document["content_sha256"] = content_sha256({**document, "content_sha256": ""})
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError) as caught:
+        load_plan(path)
+    assert "run" in caught.value.numbers
     odd = dataclasses.replace(plan, steps=(dataclasses.replace(plan.steps[0], kind="shell"), *plan.steps[1:])).sealed()
     with pytest.raises(InputError):
         load_plan(written(tmp_path, odd))

@@ -15,12 +15,11 @@ from planner.core.hardware import Cpu, HardwareProfile, Memory
 from planner.core.model import ModelSpec
 from planner.core.units import MIB
 from planner.estimate.memory import memory
+from planner.execute.stub import write_stub
 from planner.methods import gguf, gguf_mix
 from planner.models import catalog
-from tests.catalog_fixtures import write_stub
 
 llama_cpp = pytest.importorskip("llama_cpp")
-pytest.importorskip("gguf")
 
 MODELS = (
     "tinyllama-1.1b", "mixtral-8x7b", "qwen2.5-0.5b", "qwen3-4b", "qwen3-30b-a3b", "gemma-2-9b", "gemma-3-4b", "phi-4",

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from planner.cli.options import existing, json_option, profile_option
-from planner.cli.output import console, print_json, ranged, table
+from planner.cli.output import console, escape, print_json, ranged, table
 from planner.core.errors import Exit, InputError, UsageError
 from planner.core.units import format_bytes, format_rate
 
@@ -157,14 +157,15 @@ def show(model: Any, variant: Any, placement: Any, hardware: Any, made: Any) -> 
 
     out = console()
     candidate = Candidate(variant=variant, placement=placement, estimate=made)
-    out.print(f"[bold]{model.name}[/] as [bold]{variant.label()}[/] on {hardware.name}, context {placement.context}")
+    out.print(f"[bold]{escape(model.name)}[/] as [bold]{variant.label()}[/] on {escape(hardware.name)}")
+    out.print(f"  context  {placement.context}, KV cache {placement.kv_type}")
     size = made.size
     out.print(f"  file     {format_bytes(size.file_bytes, 2)}, {size.bits_per_weight:.2f} bits per weight")
     decode = made.speed.decode
-    source = f"  [dim]{decode.basis}: {decode.source}[/]" if decode else ""
+    source = f"  [dim]{decode.basis}: {escape(decode.source)}[/]" if decode else ""
     out.print(f"  decode   {ranged(decode, format_rate)} tokens/s{source}")
     out.print(f"  prefill  {ranged(made.speed.prefill, format_rate)} tokens/s")
     out.print(f"  quality  {quality_line(candidate)}")
     out.print(memory_table(candidate))
     for note in (*made.memory.notes, *made.speed.notes, *made.quality.notes):
-        out.print(f"[dim]note: {note}[/]")
+        out.print(f"[dim]note: {escape(note)}[/]")

@@ -38,6 +38,13 @@ def table(*columns: str, title: str | None = None) -> Table:
     return made
 
 
+def escape(text: str) -> str:
+    """A name or a note as it is: square brackets in it are no markup."""
+    from rich.markup import escape as escaped
+
+    return escaped(text)
+
+
 def short_rate(value: float) -> str:
     """Tokens per second for a table: whole from 20 on."""
     return f"{value:,.0f}" if value >= 20 else f"{value:.1f}" if value >= 2 else f"{value:.2f}"

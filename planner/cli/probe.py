@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from planner.cli.options import existing, json_option, profile_option
-from planner.cli.output import console, print_json, table
+from planner.cli.output import console, escape, print_json, table
 from planner.core.errors import Exit
 from planner.core.units import format_bytes
 
@@ -42,7 +42,7 @@ def command(profile: str | None, output: str, save: str | None, no_bandwidth: bo
 def show(hardware: HardwareProfile) -> None:
     """The machine as a page."""
     out = console()
-    out.print(f"[bold]{hardware.name}[/]  {hardware.os}  [dim]identity {hardware.identity()}[/]")
+    out.print(f"[bold]{escape(hardware.name)}[/]  {hardware.os}  [dim]identity {hardware.identity()}[/]")
     cpu, memory = hardware.cpu, hardware.memory
     rows = table("", "")
     for gpu in hardware.gpus:
@@ -58,7 +58,7 @@ def show(hardware: HardwareProfile) -> None:
         rows.add_row("disk", f"{format_bytes(hardware.disk.free_bytes)} free at {hardware.disk.path}")
     out.print(rows)
     for note in hardware.notes:
-        out.print(f"[dim]note: {note}[/]")
+        out.print(f"[dim]note: {escape(note)}[/]")
 
 
 def _gpu_line(gpu: Gpu) -> str:

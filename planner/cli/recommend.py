@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from planner.cli.options import json_option, profile_option, verbose_option, workload_options
-from planner.cli.output import console, print_json, ranged, short_rate, table
+from planner.cli.output import console, escape, print_json, ranged, short_rate, table
 from planner.core.candidate import method_and_type
 from planner.core.errors import Exit
 from planner.core.units import format_bytes, format_count, format_rate
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 ALTERNATIVES_SHOWN = 6
 REJECTIONS_SHOWN = 4
+WIDE = 100
+LEFT_OUT_WHEN_NARROW = ("file>", "layers>", "KV")
+"""Columns of the alternatives that give way on a terminal narrower than ``WIDE``; ``--json`` has all."""
 
 
 @click.command("recommend")
@@ -61,7 +64,7 @@ def show(answer: Recommendation, *, verbose: bool) -> None:
     out.print(memory_table(chosen))
     out.print("[bold]Why[/]")
     for reason in chosen.reasons:
-        out.print(f"  · {reason}", soft_wrap=False)
+        out.print(f"  · {escape(reason)}")
     for entry in answer.decision.trace:
         out.print(f"  · {entry.effect} [dim]\\[{entry.rule}][/]")
     out.print()
@@ -76,14 +79,14 @@ def _heading(out: Console, answer: Recommendation) -> None:
     size = f"{format_count(model.parameter_count)} parameters"
     if model.mixture is not None:
         size += f" ({format_count(active)} active)"
-    out.print(f"[bold]{model.name}[/]  {model.architecture}, {size}, {model.n_layer} layers", highlight=False)
-    out.print(f"[bold]{hardware.name}[/]  {machine_line(answer)}")
+    out.print(f"[bold]{escape(model.name)}[/]  {model.architecture}, {size}, {model.n_layer} layers", highlight=False)
+    out.print(f"[bold]{escape(hardware.name)}[/]  {escape(machine_line(answer))}")
     out.print(
         f"for {answer.workload.context} tokens of context, objective {answer.workload.objective}"
         + (f", {answer.workload.concurrency} sequences" if answer.workload.concurrency > 1 else "")
     )
-    for note in (*model.notes, *hardware.notes):
-        out.print(f"[dim]note: {note}[/]")
+    for note in (*model.notes, *hardware.notes, *answer.notes):
+        out.print(f"[dim]note: {escape(note)}[/]")
     out.print()
 
 
@@ -118,7 +121,7 @@ def _choice(out: Console, chosen: Candidate) -> None:
 def basis(candidate: Candidate) -> str:
     """What a speed rests on, as a suffix."""
     decode = candidate.estimate.speed.decode
-    return f"  [dim]{decode.basis}: {decode.source}[/]" if decode else ""
+    return f"  [dim]{decode.basis}: {escape(decode.source)}[/]" if decode else ""
 
 
 def _placement_line(candidate: Candidate) -> str:
@@ -148,7 +151,7 @@ def quality_line(candidate: Candidate) -> str:
     text = f"perplexity × {ranged(ratio, '{:.4f}'.format)} of the 16-bit model"
     if divergence is not None:
         text += f", KL divergence {ranged(divergence, '{:.4f}'.format)} nats"
-    return f"{text}  [dim]{ratio.basis}: {ratio.source}[/]"
+    return f"{text}  [dim]{ratio.basis}: {escape(ratio.source)}[/]"
 
 
 def memory_table(candidate: Candidate) -> Table:
@@ -175,9 +178,12 @@ def _alternatives(out: Console, answer: Recommendation, verbose: bool) -> None:
     if not others:
         return
     shown = others if verbose else others[:ALTERNATIVES_SHOWN]
-    made = table("alternative", "file>", "memory>", "decode t/s>", "perplexity>", "layers>", "KV", "", "score>")
+    columns = ("alternative", "file>", "memory>", "decode t/s>", "perplexity>", "layers>", "KV", "", "score>")
+    kept = [name for name in columns if out.width >= WIDE or name not in LEFT_OUT_WHEN_NARROW]
+    made = table(*kept)
     for candidate in shown:
-        made.add_row(*candidate_row(candidate))
+        cells = zip(columns, candidate_row(candidate), strict=True)
+        made.add_row(*(cell for name, cell in cells if name in kept))
     out.print(made)
     if len(others) > len(shown):
         out.print(f"[dim]{len(others) - len(shown)} more fit; -v lists them[/]")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planner.cli.options import existing, json_option
-from planner.cli.output import console, print_json, table
-from planner.core.errors import Exit
+from planner.cli.output import console, escape, print_json, table
+from planner.core.errors import Exit, InputError
 from planner.core.measurement import (
     DECODE,
     FILE_BYTES,
@@ -20,6 +20,8 @@ from planner.core.measurement import (
 from planner.core.units import format_bytes, format_rate, format_seconds
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from planner.core.plan import Plan
 
 TITLES = {
@@ -45,11 +47,28 @@ def command(file: str, as_json: bool) -> int:
     path = existing(file)
     document = read_json(path)
     if isinstance(document, dict) and "verdicts" in document:
+        check_report(document, path)
         print_json(document) if as_json else show_report(document)
         return Exit.DONE
     plan = load_plan(path)
     print_json(document) if as_json else show_plan(plan)
     return Exit.DONE
+
+
+def check_report(document: dict[str, Any], path: Path) -> None:
+    """Refuse a report that lacks what is printed of one.
+
+    Raises:
+        InputError: naming a missing part.
+    """
+    verdicts = document["verdicts"]
+    whole = {"artifact": str, "measured": dict, "verdicts": list}
+    lacking = [name for name, kind in whole.items() if not isinstance(document.get(name), kind)]
+    keys = {"quantity", "predicted", "low", "high", "measured", "ok", "position"}
+    if not lacking and not all(isinstance(verdict, dict) and keys <= set(verdict) for verdict in verdicts):
+        lacking = ["a whole verdict"]
+    if lacking:
+        raise InputError(f"{path} is no report of qplan", numbers=f"it lacks {', '.join(lacking)}", code="bad-document")
 
 
 def quantity(name: str, value: float | None) -> str:
@@ -64,14 +83,16 @@ def quantity(name: str, value: float | None) -> str:
 def show_plan(plan: Plan) -> None:
     """The plan: what, where, expectations, steps."""
     out = console()
-    out.print(f"[bold]{plan.model.name}[/] as [bold green]{plan.variant.label()}[/], {plan.artifact}")
-    out.print(f"on {plan.hardware.name} [dim]{plan.hardware.identity}[/]{' (simulated)' * plan.hardware.simulated}")
+    out.print(f"[bold]{escape(plan.model.name)}[/] as [bold green]{plan.variant.label()}[/], {escape(plan.artifact)}")
+    out.print(
+        f"on {escape(plan.hardware.name)} [dim]{plan.hardware.identity}[/]{' (simulated)' * plan.hardware.simulated}"
+    )
     placement = plan.placement
     where = f"{placement.gpu_layers} layers on GPU" if placement.gpu_count else f"CPU, {placement.threads} threads"
     where += f" with the experts of {placement.cpu_expert_layers} in RAM" * (placement.cpu_expert_layers > 0)
     out.print(f"context {placement.context}, KV cache {placement.kv_type}, {where}")
     for reason in plan.reasons:
-        out.print(f"  · {reason}")
+        out.print(f"  · {escape(reason)}")
     expected = table("expected", "value>", "95 % range>", "basis")
     for item in plan.expectations:
         low, high = quantity(item.quantity, item.low), quantity(item.quantity, item.high)
@@ -91,7 +112,7 @@ def show_plan(plan: Plan) -> None:
 def show_report(document: dict[str, Any]) -> None:
     """Predicted beside measured, a verdict for each quantity, and the notes."""
     out = console()
-    out.print(f"[bold]{document['artifact']}[/]")
+    out.print(f"[bold]{escape(document['artifact'])}[/]")
     rows = table("quantity", "predicted>", "range>", "measured>", "ratio>", "verdict")
     for verdict in document["verdicts"]:
         rows.add_row(*_verdict_row(verdict))
@@ -103,7 +124,7 @@ def show_report(document: dict[str, Any]) -> None:
         peak = f", peak memory {format_bytes(step['peak_memory_bytes'])}" if step.get("peak_memory_bytes") else ""
         out.print(f"[dim]step {step['step']}: {format_seconds(step['seconds'])}{peak}, sha256 {step['sha256'][:16]}[/]")
     for note in document.get("notes", ()):
-        out.print(f"[dim]note: {note}[/]")
+        out.print(f"[dim]note: {escape(str(note))}[/]")
 
 
 def _verdict_row(verdict: dict[str, Any]) -> tuple[str, ...]:

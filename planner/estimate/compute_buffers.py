@@ -15,7 +15,7 @@ from planner.estimate.graph import GLOBAL, WeightKey
 from planner.estimate.graph_alloc import compile_graph, symbol_values
 from planner.estimate.graph_layers import LayerBuilder, Setting
 from planner.estimate.graph_replay import Program, Step
-from planner.methods import gguf
+from planner.formats.ggml import type_traits
 
 OFFLOAD_MIN_BATCH = 32
 """Rows from which an operation on a weight in RAM runs on the GPU (``GGML_OP_OFFLOAD_MIN_BATCH`` of ggml-cuda)."""
@@ -41,15 +41,23 @@ def _shape_kinds(model: ModelSpec) -> tuple[int, ...]:
 @lru_cache(maxsize=512)
 def _copied_bytes(model: ModelSpec, variant: Variant) -> tuple[dict[str, int], ...]:
     """Per layer and, last, outside the layers: bytes of each weight in a GPU's buffer, by role."""
-    tables: tuple[dict[str, int], ...] = tuple({} for _ in range(model.n_layer + 1))
-    types, sizes = gguf.tensor_types(model, variant), gguf.tensor_bytes(model, variant)
-    for tensor, type_, size in zip(model.tensors, types, sizes, strict=True):
+    tables: tuple[dict[str, int], ...] = tuple({} for _ in range(model.n_layer + 2))
+    for (layer, role), size in zip(_roles(model), weights.buffer_bytes(model, variant, True), strict=True):
+        tables[layer][role] = size
+    return tables[:-1]
+
+
+@lru_cache(maxsize=256)
+def _roles(model: ModelSpec) -> tuple[tuple[int, str], ...]:
+    """Per tensor: its layer (``n_layer`` outside the layers, one more for what is never run) and its role in it."""
+    found = []
+    for tensor in model.tensors:
         layer = tensor.layer
-        if layer is not None and layer >= model.n_layer:
-            continue
-        role = tensor.name if layer is None else tensor.name.split(".", 2)[2]
-        tables[-1 if layer is None else layer][role] = kv_cache.gpu_tensor_bytes(size, type_, tensor.shape[0])
-    return tables
+        if layer is None:
+            found.append((model.n_layer, tensor.name))
+        else:
+            found.append((layer if layer < model.n_layer else model.n_layer + 1, tensor.name.split(".", 2)[2]))
+    return tuple(found)
 
 
 @lru_cache(maxsize=512)
@@ -57,7 +65,7 @@ def _kinds(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
     """A number per layer; layers with the same number build the same graph from weights of the same sizes."""
     known: dict[object, int] = {}
     return tuple(
-        known.setdefault((shape, tuple(sorted(table.items()))), len(known))
+        known.setdefault((shape, tuple(table.items())), len(known))
         for shape, table in zip(_shape_kinds(model), _copied_bytes(model, variant), strict=False)
     )
 
@@ -134,12 +142,12 @@ def _compute_bytes(
     gpu_count: int,
     expert_layers: int,
 ) -> tuple[int, ...]:
-    out = min(ubatch, batch)
+    out, traits = min(ubatch, batch), type_traits(kv_type)
     compiled, steps = _plan(_shape_kinds(model), _kinds(model, variant), devices[:-1], gpu_count, expert_layers)
     setting = Setting(
         flash_attention=flash_attention,
-        type_k=kv_type,
-        type_v=kv_type,
+        kv_block_weights=traits.block_weights,
+        kv_half=kv_type == "F16",
         devices=compiled,
         host=gpu_count,
         output_device=devices[-1],
@@ -155,4 +163,4 @@ def _compute_bytes(
         position, role = key
         return tables[-1 if position == GLOBAL else layer].get(role, 0)
 
-    return program.peaks(symbol_values(ubatch, out, cells, window), steps, weight_bytes)
+    return program.peaks(symbol_values(ubatch, out, cells, window, traits.block_bytes), steps, weight_bytes)

@@ -18,8 +18,9 @@ WeightKey = tuple[int, str]
 GLOBAL = -1
 """Position of a weight outside the layers."""
 
-SYMBOLS = ("1", "u", "out", "kv", "kvs", "u*kv", "u*kvs")
-"""``u`` tokens of a micro-batch, ``out`` rows that get logits, ``kv`` cells of the cache, ``kvs`` of the window's."""
+SYMBOLS = ("1", "u", "out", "kv", "kvs", "u*kv", "u*kvs", "b", "kv*b", "kvs*b")
+"""``u`` tokens of a micro-batch, ``out`` rows that get logits, ``kv`` cells of the cache, ``kvs`` of the window's,
+``b`` bytes of a block of the cache's type."""
 _INDEX = {symbol: index for index, symbol in enumerate(SYMBOLS)}
 
 VIEWS = frozenset({"VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE"})
@@ -68,8 +69,8 @@ class Node:
         """What a GPU kernel appends to its result."""
         self.scratch_apart: Terms = ()
         """The same, where V is no longer a view of K because both were copied to this GPU."""
-        self.padding = 0
-        """Bytes that a GPU appends to a quantized row."""
+        self.padding: Terms = ()
+        """What a GPU appends to a quantized row."""
 
 
 def terms(shape: Shape, width: int) -> Terms:
@@ -82,6 +83,11 @@ def terms(shape: Shape, width: int) -> Terms:
             symbols.append(dimension)
     name = "*".join(sorted(symbols, key=lambda symbol: symbol != "u")) if symbols else "1"
     return ((coefficient, _INDEX[name]),)
+
+
+def cached_terms(cells: str | None, blocks: int) -> Terms:
+    """Bytes of ``blocks`` blocks of the cache's type, in each of its ``cells`` or once."""
+    return ((blocks, _INDEX["b" if cells is None else f"{cells}*b"]),)
 
 
 def root_of(node: Node) -> Node:

@@ -209,7 +209,7 @@ class _Allocation:
         slot = len(self.sizes)
         extra: Terms = ()
         if device != self.host:
-            extra = (*node.scratch, (node.padding, 0)) if node.padding else node.scratch
+            extra = node.scratch + node.padding
             if node.scratch_apart and self.sources[node][2] in self.copy_of:
                 extra += node.scratch_apart
         self.sizes.append((*node.size, *extra))
@@ -268,8 +268,8 @@ def _fusions(nodes: list[Node], sources: dict[Node, tuple[Node, ...]]) -> dict[N
     return kept
 
 
-def symbol_values(u: int, out: int, kv: int, kvs: int) -> tuple[int, ...]:
+def symbol_values(u: int, out: int, kv: int, kvs: int, b: int) -> tuple[int, ...]:
     """Values of :data:`SYMBOLS`, in their order."""
-    values = (1, u, out, kv, kvs, u * kv, u * kvs)
+    values = (1, u, out, kv, kvs, u * kv, u * kvs, b, kv * b, kvs * b)
     assert len(values) == len(SYMBOLS)
     return values

@@ -11,8 +11,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from planner.core.model import AttentionLayer, ModelSpec
-from planner.estimate.graph import GLOBAL, Graph, Node, Shape, divided, leaf, multiplied, terms, view, weight
-from planner.formats.ggml import row_bytes, type_traits
+from planner.estimate.graph import (
+    GLOBAL,
+    Graph,
+    Node,
+    Shape,
+    cached_terms,
+    divided,
+    leaf,
+    multiplied,
+    terms,
+    view,
+    weight,
+)
+from planner.estimate.kv_cache import CUDA_ROW_PADDING
 
 _SCALED_INPUT = ("gemma", "gemma2", "gemma3", "gemma3n", "gemma4")
 _SOFT_CAPPED = ("gemma2",)
@@ -34,8 +46,10 @@ class Setting:
     """What shapes the graph besides the model. Hashable: compiled graphs are kept by it."""
 
     flash_attention: bool
-    type_k: str
-    type_v: str
+    kv_block_weights: int
+    """Weights to a block of the cache's type, 1 for a plain one. Its bytes are a symbol."""
+    kv_half: bool
+    """The cache is F16, which kernels read as it is."""
     devices: tuple[tuple[int, int, int], ...]
     """``(layer, device, device of its routed experts)`` for the layers that stand for all others, in order."""
     host: int
@@ -109,13 +123,13 @@ class LayerBuilder:
             self.masks[cells] = leaf((cells, "u"), width, is_input=True)
             self.k_rows[cells] = leaf(("u",), 8, is_input=True)
             self.v_rows[cells] = leaf(v_rows, 8, is_input=True)
-            self.k_turns[cells] = self._turn(self.setting.type_k, largest=True)
-            self.v_turns[cells] = None if self.model.mla else self._turn(self.setting.type_v, largest=False)
+            self.k_turns[cells] = self._turn(largest=True)
+            self.v_turns[cells] = None if self.model.mla else self._turn(largest=False)
 
-    def _turn(self, type_: str, *, largest: bool) -> Node | None:
+    def _turn(self, *, largest: bool) -> Node | None:
         """A Hadamard matrix: llama.cpp rotates K and V before it quantizes them into the cache."""
         dims = {layer.k_dim if largest else layer.v_dim for layer in self.model.attention if layer.k_dim}
-        if type_traits(type_).block_weights == 1 or len(dims) != 1:
+        if self.setting.kv_block_weights == 1 or len(dims) != 1:
             return None
         (dim,) = dims
         rows = _HADAMARD_ROWS
@@ -220,8 +234,8 @@ class LayerBuilder:
         v = self._turned(v, self.v_turns[cells])
         for node in (q, k, v) if self.windowed else (q, v, k):
             self.graph.expand(node)
-        k_cache = self._store(k, attention.k_dim, heads_kv, cells, self.setting.type_k, self.k_rows[cells])
-        v_cache = self._store(v, attention.v_dim, heads_kv, cells, self.setting.type_v, self.v_rows[cells])
+        k_cache = self._store(k, attention.k_dim, heads_kv, cells, self.k_rows[cells])
+        v_cache = self._store(v, attention.v_dim, heads_kv, cells, self.v_rows[cells])
         result = self._attend(q, k_cache, v_cache, cells, heads)
         return self._linear(self._turned(result, self.v_turns[cells]), "attn_output")
 
@@ -233,7 +247,7 @@ class LayerBuilder:
         turned = Node("MUL_MAT", flat, (matrix, view("RESHAPE", flat, node)))
         return view("RESHAPE", node.shape, turned)
 
-    def _store(self, node: Node, dim: int, heads: int, cells: str, type_: str, rows: Node) -> Node:
+    def _store(self, node: Node, dim: int, heads: int, cells: str, rows: Node) -> Node:
         """Write ``node`` into the cache; the view of the cache that attention reads."""
         cache = leaf((dim * heads, cells), 2, home=self.device)
         flat = view("VIEW", (dim * heads, "u"), node)
@@ -244,15 +258,15 @@ class LayerBuilder:
             stored = Node("SET_ROWS", (), (flat, rows, cache))
         stored.root = cache
         self.graph.expand(stored)
-        return self._window(cache, dim, heads, cells, type_)
+        return self._window(cache, dim, heads, cells)
 
-    def _window(self, cache: Node, dim: int, heads: int, cells: str, type_: str) -> Node:
+    def _window(self, cache: Node, dim: int, heads: int, cells: str) -> Node:
         seen = view("PERMUTE", (dim, cells, heads), view("VIEW", (dim, heads, cells), cache))
-        traits = type_traits(type_)
-        seen.size = terms((cells,), row_bytes(type_, dim * heads))
-        if traits.block_weights > 1 and dim % 512:
-            seen.padding = row_bytes(type_, 512 - dim % 512)
-        seen.width = 2 if traits.block_weights == 1 else 0
+        block = self.setting.kv_block_weights
+        seen.size = cached_terms(cells, dim * heads // block)
+        if block > 1 and dim % CUDA_ROW_PADDING:
+            seen.padding = cached_terms(None, (CUDA_ROW_PADDING - dim % CUDA_ROW_PADDING) // block)
+        seen.width = 2 if block == 1 else 0
         return seen
 
     def _attend(self, q: Node, k: Node, v: Node, cells: str, heads: int, v_up: str | None = None) -> Node:
@@ -264,7 +278,7 @@ class LayerBuilder:
         if self.setting.flash_attention:
             result = Node("FLASH_ATTN_EXT", (v_dim, heads, "u"), (q, k, v, mask, *sinks))
             result.scratch = self._half_copies(k, v)
-            result.scratch_apart = terms(v.shape, 2) if self.model.mla and self.setting.type_k != "F16" else ()
+            result.scratch_apart = terms(v.shape, 2) if self.model.mla and not self.setting.kv_half else ()
             if v_up is not None:
                 up = self.has[v_up][1]
                 turned = view("PERMUTE", (v_dim, "u", heads), result)
@@ -291,11 +305,9 @@ class LayerBuilder:
 
     def _half_copies(self, k: Node, v: Node) -> tuple[tuple[int, int], ...]:
         """Flash attention kernels expand a quantized cache to F16 behind their result."""
-        scratch: tuple[tuple[int, int], ...] = ()
-        for node, type_ in ((k, self.setting.type_k), (v, self.setting.type_v)):
-            if type_ != "F16" and not (node is v and self.model.mla):
-                scratch += terms(node.shape, 2)
-        return scratch
+        if self.setting.kv_half:
+            return ()
+        return terms(k.shape, 2) if self.model.mla else terms(k.shape, 2) + terms(v.shape, 2)
 
     def _mla(self, attention: AttentionLayer, current: Node) -> Node:
         """Latent attention with the projections absorbed (``src/models/deepseek2.cpp``)."""
@@ -319,11 +331,11 @@ class LayerBuilder:
         k = Node("CONCAT", (wide, 1, "u"), (v, k_rope))
         for node in (q, v, k):
             self.graph.expand(node)
-        k_cache = self._store(k, wide, 1, "kv", self.setting.type_k, self.k_rows["kv"])
+        k_cache = self._store(k, wide, 1, "kv", self.k_rows["kv"])
         v_cache = view("PERMUTE", (rank, "kv", 1), k_cache)
         # the first ``rank`` values of each row of K: its last row ends sooner
-        cut = row_bytes(self.setting.type_k, wide) - row_bytes(self.setting.type_k, rank)
-        v_cache.size, v_cache.width = (*k_cache.size, (-cut, 0)), k_cache.width
+        cut = cached_terms(None, (rank - wide) // self.setting.kv_block_weights)
+        v_cache.size, v_cache.width = k_cache.size + cut, k_cache.width
         return self._linear(self._attend(q, k_cache, v_cache, "kv", heads, "attn_v_b.weight"), "attn_output")
 
     # Feed-forward

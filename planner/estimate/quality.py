@@ -46,7 +46,8 @@ def quality(model: ModelSpec, variant: Variant, calibration: Calibration | None 
 
 @lru_cache(4096)
 def _base(model: ModelSpec, variant: Variant) -> tuple[Prediction | None, Prediction | None]:
-    if variant.method == "none" or (variant.method == "gguf" and variant.type in quality_model.LOSSLESS):
+    unquantized = variant.method == "none" and variant.type != "fp8"
+    if unquantized or (variant.method == "gguf" and variant.type in quality_model.LOSSLESS):
         return _lossless()
     variant = _effective(model, variant)
     fitted = _fitted(model, variant)

@@ -305,9 +305,7 @@ def _split_prefill(work: Work, variant: Variant, where: Site, parts: list[Timing
 def _all_on_gpu(work: Work) -> Work:
     from dataclasses import replace
 
-    return replace(
-        work, gpu_bytes=work.weight_bytes, host_bytes=0.0, host_streamed_bytes=0.0, gpu_layers=work.layers
-    )
+    return replace(work, gpu_bytes=work.weight_bytes, host_bytes=0.0, host_streamed_bytes=0.0, gpu_layers=work.layers)
 
 
 def _serving_case(work: Work, variant: Variant, gpu: Gpu) -> Case:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import accumulate
 
@@ -29,30 +30,77 @@ def tensor_bytes(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
     return get(variant.method).tensor_bytes(model, variant)
 
 
+@dataclass(frozen=True, slots=True)
+class _Slots:
+    """Where each tensor of a model counts: worked out once, as every type of it asks."""
+
+    of_tensor: tuple[int, ...]
+    """Its layer; ``n_layer`` the output, then the tables that stay in RAM, then what every device with layers holds.
+
+    Last, layers that only predict further tokens: not loaded by default (``load_mtp``), so they count nowhere."""
+    experts: tuple[int, ...]
+    """Indexes of routed experts."""
+    routed: tuple[float, ...]
+    """Share of each tensor that one token uses."""
+    tied: int | None
+    """Index of the token table where it doubles as the output matrix."""
+
+
 @lru_cache(maxsize=512)
+def _slots(model: ModelSpec) -> _Slots:
+    last, slots, experts, tied = model.n_layer - 1, [], [], None
+    for index, tensor in enumerate(model.tensors):
+        name, layer = tensor.name, tensor.layer
+        if layer is not None:
+            slots.append(layer if layer <= last else last + 4)
+            if layer <= last and is_expert(name):
+                experts.append(index)
+        elif name in _LOOKED_UP:
+            slots.append(last + 2)
+        else:
+            slots.append(last + 1 if name.startswith("output") else last + 3)
+        if name == _LOOKED_UP[0] and model.tied_embeddings:
+            tied = index
+    routed = tuple(model.routed_fraction(tensor) for tensor in model.tensors)
+    return _Slots(tuple(slots), tuple(experts), routed, tied)
+
+
+@lru_cache(maxsize=64)
+def buffer_bytes(model: ModelSpec, variant: Variant, on_gpu: bool) -> tuple[int, ...]:
+    """Bytes of each tensor of ``model.tensors`` in one of llama.cpp's buffers, with its padding."""
+    sizes = gguf.tensor_bytes(model, variant)
+    if not on_gpu:
+        return tuple([-(-size // HOST_ALIGNMENT_BYTES) * HOST_ALIGNMENT_BYTES for size in sizes])
+    types = gguf.tensor_types(model, variant)
+    rows = [tensor.shape[0] for tensor in model.tensors]
+    return tuple(map(gpu_tensor_bytes, sizes, types, rows))
+
+
+@lru_cache(maxsize=512)
+def _by_slot(model: ModelSpec, variant: Variant, on_gpu: bool) -> tuple[int, ...]:
+    table = [0] * (model.n_layer + 4)
+    for slot, size in zip(_slots(model).of_tensor, buffer_bytes(model, variant, on_gpu), strict=True):
+        table[slot] += size
+    return tuple(table)
+
+
 def layer_bytes(model: ModelSpec, variant: Variant, on_gpu: bool) -> tuple[int, ...]:
     """Bytes in llama.cpp's buffers of each layer and, last, of the output (norm, matrix, shared frequencies apart).
 
     The token table is in neither; where it doubles as the output matrix, the output counts it once more on a GPU.
-    Layers that only predict further tokens are not loaded by default (``load_mtp``) and count nothing.
     """
-    table = [0] * (model.n_layer + 1)
-    tied, twice = model.tied_embeddings, model.architecture in _OUTPUT_BEFORE_TABLE
-    for name, layer, size in _placed(model, variant, on_gpu):
-        if layer is not None:
-            table[layer] += size
-        elif name.startswith("output") or (tied and name == _LOOKED_UP[0] and (on_gpu or twice)):
-            table[-1] += size
-    return tuple(table)
+    table, tied = _by_slot(model, variant, on_gpu)[: model.n_layer + 1], _slots(model).tied
+    if tied is None or not (on_gpu or model.architecture in _OUTPUT_BEFORE_TABLE):
+        return table
+    return (*table[:-1], table[-1] + buffer_bytes(model, variant, on_gpu)[tied])
 
 
-@lru_cache(maxsize=512)
 def expert_bytes(model: ModelSpec, variant: Variant, on_gpu: bool) -> tuple[int, ...]:
     """Of :func:`layer_bytes`, what each layer's routed experts take: what ``--n-cpu-moe`` moves to the host."""
-    table = [0] * model.n_layer
-    for name, layer, size in _placed(model, variant, on_gpu):
-        if layer is not None and is_expert(name):
-            table[layer] += size
+    table, slots = [0] * model.n_layer, _slots(model)
+    sizes = buffer_bytes(model, variant, on_gpu) if slots.experts else ()
+    for index in slots.experts:
+        table[slots.of_tensor[index]] += sizes[index]
     return tuple(table)
 
 
@@ -85,29 +133,9 @@ def expert_layers(model: ModelSpec, placement: Placement) -> int:
     return count if count > model.n_layer + 1 - placement.gpu_layers else 0
 
 
-@lru_cache(maxsize=512)
-def _placed(model: ModelSpec, variant: Variant, on_gpu: bool) -> tuple[tuple[str, int | None, int], ...]:
-    types, sizes = gguf.tensor_types(model, variant), gguf.tensor_bytes(model, variant)
-    return tuple(
-        (
-            tensor.name,
-            tensor.layer,
-            gpu_tensor_bytes(size, type_, tensor.shape[0]) if on_gpu else pad(size, HOST_ALIGNMENT_BYTES),
-        )
-        for tensor, type_, size in zip(model.tensors, types, sizes, strict=True)
-        if tensor.layer is None or tensor.layer < model.n_layer
-    )
-
-
-@lru_cache(maxsize=512)
 def global_bytes(model: ModelSpec, variant: Variant) -> tuple[int, int]:
     """Bytes of the tables that always stay in RAM, and of what every device with layers holds (frequencies)."""
-    tables = shared = 0
-    for name, layer, size in _placed(model, variant, False):
-        if layer is None and name in _LOOKED_UP:
-            tables += size
-        elif layer is None and not name.startswith("output"):
-            shared += size
+    tables, shared = _by_slot(model, variant, False)[model.n_layer + 1 : model.n_layer + 3]
     return tables, shared
 
 
@@ -143,20 +171,19 @@ def _repacked_types(simd: tuple[str, ...]) -> frozenset[str]:
 
 @lru_cache(maxsize=512)
 def _read_sums(model: ModelSpec, variant: Variant) -> tuple[tuple[float, ...], tuple[float, ...], float]:
-    """Bytes one token reads of the first 0, 1 … layers, of these layers' routed experts, and of the output."""
-    layers, experts, output = [0.0] * model.n_layer, [0.0] * model.n_layer, 0.0
-    tied = model.tied_embeddings
-    for tensor, size in zip(model.tensors, tensor_bytes(model, variant), strict=True):
-        layer = tensor.layer
-        if layer is not None:
-            if layer >= model.n_layer:
-                continue  # predicts further tokens; not loaded by default
-            read = size * model.routed_fraction(tensor)
-            layers[layer] += read
-            if is_expert(tensor.name):
-                experts[layer] += read
-        elif tensor.name not in _LOOKED_UP or (tied and tensor.name == _LOOKED_UP[0]):
-            output += size
+    """Bytes one token reads of the first 0, 1 … layers, of these layers' routed experts, and of the output.
+
+    Frequencies count with the output, a looked-up table not at all.
+    """
+    slots, sizes = _slots(model), tensor_bytes(model, variant)
+    table = [0.0] * (model.n_layer + 3)
+    for slot, size, share in zip(slots.of_tensor, sizes, slots.routed, strict=True):
+        table[slot] += size * share
+    experts = [0.0] * model.n_layer
+    for index in slots.experts:
+        experts[slots.of_tensor[index]] += sizes[index] * slots.routed[index]
+    output = table[model.n_layer] + table[-1] + (0 if slots.tied is None else sizes[slots.tied])
+    layers = table[: model.n_layer]
     return tuple(accumulate(layers, initial=0.0)), tuple(accumulate(experts, initial=0.0)), output
 
 

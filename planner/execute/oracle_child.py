@@ -102,7 +102,7 @@ class Library:
         """``llama_model_tensor_buft_override``s that keep the experts of the first ``layers`` layers in RAM."""
         buffer_type = self.ggml.ggml_backend_cpu_buffer_type()
         patterns = [EXPERTS_OF_LAYER.format(layer).encode() for layer in range(layers)]
-        return (_BufferOverride * (layers + 1))(*((pattern, buffer_type) for pattern in patterns))
+        return (_BufferOverride * (layers + 1))(*(_BufferOverride(pattern, buffer_type) for pattern in patterns))
 
     def row_bytes(self, type_: str, weights: int) -> int:
         """``ggml_row_size``."""

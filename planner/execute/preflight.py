@@ -12,6 +12,7 @@ from planner.core.hardware import HardwareProfile
 from planner.core.plan import Plan, Step
 from planner.core.units import MIB, format_bytes
 from planner.execute import receipts
+from planner.models.fingerprint import sha256_of
 
 DISK_MARGIN_BYTES = 64 * MIB
 """Left free beside the outputs: the file system's own needs and the logs."""
@@ -54,7 +55,7 @@ def check_model_files(plan: Plan, model: Path) -> None:
             ) from None
         same = size == pinned.size_bytes
         if same and pinned.sha256 is not None:
-            same = receipts.sha256_of(path) == pinned.sha256
+            same = sha256_of(path) == pinned.sha256
         if not same:
             raise StalePlan(
                 f"{path} changed since the plan was made",

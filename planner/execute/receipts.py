@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,9 +11,9 @@ from planner.core.codec import canonical_json, content_sha256, decode, read_json
 from planner.core.errors import InputError
 from planner.core.hardware import STRICT
 from planner.core.plan import Plan, Step
+from planner.models.fingerprint import sha256_of
 
 FOLDER = ".qplan"
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +31,6 @@ class Receipt:
     peak_memory_bytes: int | None = None
     finished_at: str
     notes: tuple[str, ...] = ()
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read in a stream."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_CHUNK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def step_key(plan: Plan, step: Step, source_key: str) -> str:

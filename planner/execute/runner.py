@@ -15,6 +15,7 @@ from planner.core.job import Job
 from planner.core.plan import Plan, Step
 from planner.execute import receipts
 from planner.execute.process import Progress, run_child
+from planner.models.fingerprint import sha256_of
 
 
 class Observer(Protocol):
@@ -141,7 +142,7 @@ def _run_step(plan: Plan, step: Step, place: Workplace, key: str, progress: Prog
         key=key,
         output=output.name,
         size_bytes=output.stat().st_size,
-        sha256=receipts.sha256_of(output),
+        sha256=sha256_of(output),
         seconds=round(time.monotonic() - started, 3),
         peak_memory_bytes=result.get("peak_memory_bytes"),
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),

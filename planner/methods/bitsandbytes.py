@@ -15,8 +15,14 @@ TYPES = ("nf4", "fp4", "int8")
 
 _BLOCK = 64
 _NESTED_BLOCK = 256
-_STATE_BYTES = 16 * 4 + 256 * 4 + 96
-"""Per 4-bit tensor: the 16-value code, the 256-value code of the nested absmax, the packed quant state."""
+_STATE_BYTES = 16 * 4 + 256 * 4 + 171
+"""Per 4-bit tensor: the 16-value code, the 256-value code of the nested absmax, and the quant state as JSON text:
+170-172 bytes with bitsandbytes 0.50.2 (tests/data/artifact_sizes.csv)."""
+_INT8_FORMAT_BYTES = 1
+"""``weight_format`` of an INT8 layer."""
+_FUSED_EXPERTS = "_exps."
+"""transformers 5 holds a layer's experts in one three-dimensional parameter, no ``nn.Linear``, which is all that
+bitsandbytes replaces: experts and router stay 16-bit (Mixtral with transformers 5.23 and bitsandbytes 0.50.2)."""
 
 
 def variants(model: ModelSpec) -> tuple[Variant, ...]:
@@ -38,7 +44,7 @@ def variant(type_: str, group_size: int | None = None) -> Variant:
 @lru_cache(maxsize=512)
 def tensor_bytes(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
     """4-bit: ``n/2`` packed, one byte of absmax per 64 weights, one fp32 per 256 of those (double quantization).
-    INT8: ``n`` and one fp32 scale per output row. Embeddings, head and norms stay 16-bit.
+    INT8: ``n`` and one fp32 scale per output row. Embeddings, head, norms and fused experts stay 16-bit.
 
     Source: Dettmers et al. 2023, section 3, and https://github.com/bitsandbytes-foundation/bitsandbytes.
     """
@@ -46,19 +52,19 @@ def tensor_bytes(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
 
 
 def _bytes(tensor: Tensor, type_: str) -> int:
-    if not common.is_linear(tensor):
+    if not common.is_linear(tensor) or _FUSED_EXPERTS in tensor.name:
         return common.kept_bytes(tensor)
     rows_in, columns_out, count = common.matrices(tensor)
     weights = rows_in * columns_out
     if type_ == "int8":
-        return count * (weights + 4 * columns_out)
+        return count * (weights + 4 * columns_out + _INT8_FORMAT_BYTES)
     blocks = -(-weights // _BLOCK)
     nested = -(-blocks // _NESTED_BLOCK)
     return count * (weights // 2 + blocks + 4 * nested + _STATE_BYTES)
 
 
 def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
-    """Bytes on disk: weight, absmax, nested absmax, two codes and the state per 4-bit layer."""
+    """Bytes on disk: weight, absmax, nested absmax, two codes and the state per 4-bit layer; weight, scale, format."""
     per_linear = 3 if variant.type == "int8" else 6
     return common.safetensors_size(model, tensor_bytes(model, variant), tensors_per_linear=per_linear)
 

@@ -1,4 +1,4 @@
-"""No quantization: the 16-bit weights as published, for a machine with room for them."""
+"""No quantization: the 16-bit weights as published, or FP8 for which no calibration is needed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from functools import lru_cache
 from planner.core.candidate import Candidate, Rejection, Variant
 from planner.core.estimates import SizeEstimate
 from planner.core.hardware import HardwareProfile
-from planner.core.model import ModelSpec
+from planner.core.model import ModelSpec, Tensor
 from planner.core.plan import Step
 from planner.methods import common, serving
 
-TYPES = ("bf16", "f16", "f32")
+TYPES = ("bf16", "f16", "f32", "fp8")
+FP8 = "fp8"
 _WIDTH_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
 
 
@@ -21,25 +22,41 @@ def variants(model: ModelSpec) -> tuple[Variant, ...]:
 
 
 def variant(type_: str, group_size: int | None = None) -> Variant:
-    """The variant of a 16- or 32-bit type.
+    """The variant of a 16- or 32-bit type, or of FP8 in the layout of compressed-tensors.
 
     Raises:
         UsageError: there is no such type.
     """
     if type_ not in TYPES:
         raise common.unknown_type("none", type_, TYPES)
-    return Variant(method="none", format="safetensors", runtime="vllm", type=type_)
+    format_ = "compressed-tensors" if type_ == FP8 else "safetensors"
+    return Variant(method="none", format=format_, runtime="vllm", type=type_)
 
 
 @lru_cache(maxsize=512)
 def tensor_bytes(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
-    """Two or four bytes per weight."""
+    """Two or four bytes per weight; FP8: one byte per weight of a linear layer and a 16-bit scale per output.
+
+    Source of the FP8 layout: the dynamic per-token scheme with a scale per channel,
+    https://docs.vllm.ai/en/latest/features/quantization/fp8.html; embeddings, head, norms and routers stay 16-bit.
+    """
+    if variant.type == FP8:
+        return tuple(_fp8_bytes(tensor) for tensor in model.tensors)
     return tuple(common.kept_bytes(tensor, _WIDTH_BYTES[variant.type]) for tensor in model.tensors)
+
+
+def _fp8_bytes(tensor: Tensor) -> int:
+    if not common.is_linear(tensor):
+        return common.kept_bytes(tensor)
+    rows_in, columns_out, count = common.matrices(tensor)
+    return count * columns_out * (rows_in + 2)
 
 
 def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
     """Bytes on disk."""
-    return common.safetensors_size(model, tensor_bytes(model, variant), tensors_per_linear=1)
+    return common.safetensors_size(
+        model, tensor_bytes(model, variant), tensors_per_linear=2 if variant.type == FP8 else 1
+    )
 
 
 def blockers(model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> tuple[Rejection, ...]:

@@ -123,7 +123,9 @@ def _ollama(target: str, placement: Placement) -> str:
     """A Modelfile. Ollama has no option for experts or splits: it is left to place such a model by itself."""
     lines = [f"FROM ./{target}", f"PARAMETER num_ctx {placement.context}"]
     if placement.cpu_expert_layers or placement.tensor_split:
-        lines.append("# no num_gpu: Ollama cannot keep experts in RAM or split unevenly, so it chooses the layers itself")
+        lines.append(
+            "# no num_gpu: Ollama cannot keep experts in RAM or split unevenly, so it chooses the layers itself"
+        )
     else:
         lines.append(f"PARAMETER num_gpu {placement.gpu_layers}")
     return "\n".join(lines)

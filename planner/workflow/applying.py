@@ -250,7 +250,7 @@ def _expected(artifact: Path, model: ModelSpec, here: HardwareProfile) -> Expect
 
     variant = gguf.variant(file_type_of(artifact))
     placement = Placement(context=min(4096, model.n_ctx_train), threads=here.cpu.inference_threads())
-    made = estimate(model, variant, placement, here, calibration_of(here))
+    made = estimate(model, variant, placement, here, calibration_of(here)[0])
     candidate = Candidate(variant=variant, placement=placement, estimate=made)
     return variant, placement, expectations(model, candidate, here)
 

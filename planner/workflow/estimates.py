@@ -70,7 +70,7 @@ def computed_case(case: Case) -> tuple[ModelSpec, Variant, Placement, HardwarePr
 
 @lru_cache(maxsize=8)
 def _calibration(hardware: HardwareProfile) -> Any:
-    return calibration_of(hardware)
+    return calibration_of(hardware)[0]
 
 
 def _model(case: Case) -> ModelSpec:

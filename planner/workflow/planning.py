@@ -10,7 +10,7 @@ from pathlib import Path
 
 from planner import FORMAT_VERSION, __version__, methods
 from planner.core.candidate import Candidate
-from planner.core.codec import decode, encode, read_json
+from planner.core.codec import content_sha256, decode, encode, read_json
 from planner.core.errors import DoesNotFit, InputError, StalePlan, UsageError
 from planner.core.estimates import Prediction
 from planner.core.hardware import HardwareProfile
@@ -187,18 +187,29 @@ def load_plan(path: Path) -> Plan:
         version = str(document.get("format_version", ""))
         if version and version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
             raise StalePlan(
-                f"{path} has plan format {version}", numbers=f"this qplan reads {FORMAT_VERSION}", code="plan-version"
+                f"{path} has plan format {version}",
+                numbers=f"this qplan reads {FORMAT_VERSION}",
+                hint="plan again with this version",
+                code="plan-version",
             )
+    _check_unedited(document, path)
     plan = decode(Plan, document, what=str(path))
-    if plan.content_sha256 != plan.computed_sha256():
+    _check_steps(plan, path)
+    return plan
+
+
+def _check_unedited(document: object, path: Path) -> None:
+    """Compare the hash in a plan with the hash of what the file holds, before anything in it is believed."""
+    if not isinstance(document, dict) or not isinstance(document.get("content_sha256"), str):
+        raise InputError(f"{path} is no plan", hint="`qplan plan MODEL -o plan.json` writes one", code="bad-document")
+    said, found = document["content_sha256"], content_sha256({**document, "content_sha256": ""})
+    if said != found:
         raise StalePlan(
             f"{path} was edited after it was written",
-            numbers=f"content_sha256 says {plan.content_sha256[:16]}, the content gives {plan.computed_sha256()[:16]}",
+            numbers=f"content_sha256 says {said[:16] or 'nothing'}, the content gives {found[:16]}",
             hint="make a new plan with `qplan plan` and the options you want",
             code="plan-edited",
         )
-    _check_steps(plan, path)
-    return plan
 
 
 def _check_steps(plan: Plan, path: Path) -> None:

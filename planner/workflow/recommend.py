@@ -23,6 +23,8 @@ class Recommendation:
     decision: Decision
     simulated: bool
     """The machine is a profile, not this one."""
+    notes: tuple[str, ...] = ()
+    """What could not be used, and why."""
 
 
 def recommend(
@@ -53,9 +55,10 @@ def recommend(
     model = models.resolve(model_text)
     check_types(model, workload)
     hardware = survey(profile, output=output, measure=measure)
-    decision = decide(model, hardware, workload, calibration_of(hardware))
+    calibration, notes = calibration_of(hardware)
+    decision = decide(model, hardware, workload, calibration)
     return Recommendation(
-        model=model, hardware=hardware, workload=workload, decision=decision, simulated=profile is not None
+        model=model, hardware=hardware, workload=workload, decision=decision, simulated=profile is not None, notes=notes
     )
 
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from planner.core.data import read_table
+from planner.core.errors import QplanError
 from planner.core.hardware import ASSUMED, HardwareProfile
 from planner.core.measurement import Calibration, Measurement
 
@@ -66,11 +67,15 @@ def cached_survey(profile: str | None) -> HardwareProfile:
     return survey(profile)
 
 
-def calibration_of(hardware: HardwareProfile) -> Calibration | None:
-    """What the store holds for this machine, ``None`` if nothing was ever measured on it."""
+def calibration_of(hardware: HardwareProfile) -> tuple[Calibration | None, tuple[str, ...]]:
+    """What the store holds for this machine; ``None`` if nothing was ever measured on it, or, with a note, if the
+    store cannot be read: an answer from formulas beats none."""
     from planner.store import read_calibration
 
-    return read_calibration(hardware.identity())
+    try:
+        return read_calibration(hardware.identity()), ()
+    except QplanError as error:
+        return None, (f"measurements are left out: {error.what}; {error.hint}",)
 
 
 def save_profile(hardware: HardwareProfile, path: Path) -> Path:
