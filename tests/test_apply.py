@@ -94,6 +94,15 @@ def test_verify_measures_the_artifact_again(applied: Path) -> None:
     assert json.loads(done.stdout)["measured"]["decode_tokens_per_second"] > 0
 
 
+def test_a_quantized_file_is_recommended_as_it_is(applied: Path) -> None:
+    done = run(applied, "recommend", ARTIFACT, "--context", "512", "--json")
+    chosen = json.loads(done.stdout)["chosen"]
+    assert chosen["type"] == "Q4_K_M" and chosen["file_bytes"] == (applied / ARTIFACT).stat().st_size
+    assert ARTIFACT in chosen["commands"]["serve"]
+    refused = run(applied, "plan", ARTIFACT, "-o", "other.json")
+    assert refused.returncode == 2 and "already-quantized" in refused.stderr
+
+
 def test_killed_at_any_moment_and_rerun_it_makes_the_same_bytes(applied: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_bytes((applied / "plan.json").read_bytes())
     wanted = sha256_of(applied / ARTIFACT)

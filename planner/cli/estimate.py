@@ -118,13 +118,15 @@ def show_oracle(report: Any, found: Any) -> None:
 
 def run_batch(source: str) -> int:
     """Answer every line; 1 if one was bad."""
-    from planner.workflow.estimates import estimate_batch, estimate_file
+    from planner.workflow.batch import answered
+    from planner.workflow.estimates import estimate_batch
 
     failed = False
     streamed = source == "-"  # whoever writes the lines may wait for an answer before writing the next one
-    for answer in estimate_batch(_lines(None)) if streamed else estimate_file(_lines(existing(source))):
-        failed = failed or "error" in answer
-        sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+    found = (json.dumps(answer, ensure_ascii=False) for answer in estimate_batch(_lines(None) if streamed else ()))
+    for text in found if streamed else answered(_lines(existing(source))):
+        failed = failed or '"error": {' in text  # a quote inside a string would be escaped
+        sys.stdout.write(text + "\n")
         if streamed:
             sys.stdout.flush()
     return Exit.FAILED if failed else Exit.DONE

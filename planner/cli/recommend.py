@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -228,7 +229,7 @@ def _rejections(out: Console, answer: Recommendation, verbose: bool) -> None:
     shown = list(lines.items()) if verbose else list(lines.items())[:REJECTIONS_SHOWN]
     out.print("[bold]Not chosen[/]")
     for reason, names in shown:
-        out.print(f"  · {', '.join(names)}: {reason}")
+        out.print(f"  · {', '.join(dict.fromkeys(names))}: {reason}")
     if len(lines) > len(shown):
         out.print(f"  [dim]{len(lines) - len(shown)} more reasons; -v lists them[/]")
     out.print()
@@ -256,15 +257,14 @@ def _nothing_fits(out: Console, answer: Recommendation) -> None:
 def _commands(out: Console, answer: Recommendation, chosen: Candidate) -> None:
     from planner import methods
 
-    out.print("[bold]Do it[/]")
     location = answer.model.source.location
-    if not methods.row(chosen.variant.method).executable:
+    if answer.model.source.kind != "size" and answer.model.file_type is None:
+        out.print("[bold]Do it[/]")
         out.print(
-            f"  this version does not carry {chosen.variant.method} out; by hand it goes as below", soft_wrap=True
+            f"  qplan plan {shlex.quote(location)} -o plan.json && qplan apply plan.json", soft_wrap=True, markup=False
         )
-        out.print("  `qplan plan` takes the best candidate that it can carry out:", soft_wrap=True)
-    if answer.model.source.kind != "size":
-        out.print(f"  qplan plan {location} -o plan.json && qplan apply plan.json", soft_wrap=True, markup=False)
+    if not methods.row(chosen.variant.method).executable:
+        out.print(f"  which plans the best that apply can carry out; {chosen.variant.method} goes by hand:")
     commands = methods.get(chosen.variant.method).commands(answer.model, chosen)
     for name, text in commands.items():
         out.print(f"[bold]{name.capitalize()}[/]")

@@ -10,19 +10,22 @@ from planner.cli.options import existing, json_option
 from planner.cli.output import console, escape, print_json, table
 from planner.core.errors import Exit, InputError
 from planner.core.measurement import (
+    CONVERT_RATE,
     DECODE,
     FILE_BYTES,
     KL_DIVERGENCE,
     PEAK_MEMORY,
     PERPLEXITY_RATIO,
     PREFILL,
+    QUANTIZE_RATE,
+    STEP_SECONDS,
 )
-from planner.core.units import format_bytes, format_rate, format_seconds
+from planner.core.units import format_bytes, format_count, format_rate, format_seconds
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from planner.core.plan import Plan
+    from planner.core.plan import Plan, Step
 
 TITLES = {
     FILE_BYTES: "file",
@@ -31,6 +34,9 @@ TITLES = {
     DECODE: "decode, tokens/s",
     PERPLEXITY_RATIO: "perplexity ratio",
     KL_DIVERGENCE: "KL divergence, nats",
+    STEP_SECONDS: "time",
+    CONVERT_RATE: "convert, weights/s",
+    QUANTIZE_RATE: "quantize, weights/s",
 }
 
 COLOURS = {True: "green", False: "red", None: "yellow"}
@@ -77,6 +83,10 @@ def quantity(name: str, value: float | None) -> str:
         return "-"
     if name in {FILE_BYTES, PEAK_MEMORY}:
         return format_bytes(value, 2)
+    if name == STEP_SECONDS:
+        return format_seconds(value)
+    if name in {CONVERT_RATE, QUANTIZE_RATE}:
+        return format_count(value)
     return format_rate(value) if name in {PREFILL, DECODE} else f"{value:.4f}"
 
 
@@ -101,12 +111,24 @@ def show_plan(plan: Plan) -> None:
     out.print(expected)
     for source in dict.fromkeys(item.source for item in plan.expectations):
         out.print(f"[dim]source: {source}[/]")
-    steps = table("step", "makes", "size>")
+    steps = table("step", "makes", "size>", "peak memory>", "time>", "80 % range>")
     for step in plan.steps:
-        name = f"{step.name}{' (removed at the end)' if step.intermediate else ''}"
-        size = format_bytes(step.predicted_bytes) if step.predicted_bytes else ""
-        steps.add_row(name, step.output or "the report", size)
+        steps.add_row(*_step_row(step))
     out.print(steps)
+    if peak := plan.disk_peak_bytes():
+        kept = sum(step.predicted_bytes or 0 for step in plan.making_steps() if not step.intermediate)
+        out.print(f"disk: {format_bytes(peak)} while it runs, {format_bytes(kept)} in the end")
+
+
+def _step_row(step: Step) -> tuple[str, ...]:
+    name = f"{step.name}{' (removed at the end)' if step.intermediate else ''}"
+    size = format_bytes(step.predicted_bytes) if step.predicted_bytes else ""
+    memory = format_bytes(step.predicted_memory.value) if step.predicted_memory else ""
+    if step.predicted_gpu_memory is not None:
+        memory += f", {format_bytes(step.predicted_gpu_memory.value)} of the GPU's"
+    took = step.predicted_seconds
+    span = f"{format_seconds(took.low)} - {format_seconds(took.high)}" if took else ""
+    return name, step.output or "the report", size, memory, format_seconds(took.value) if took else "", span
 
 
 def show_report(document: dict[str, Any]) -> None:
@@ -120,11 +142,22 @@ def show_report(document: dict[str, Any]) -> None:
     for name, value in document["measured"].items():
         if name not in {v["quantity"] for v in document["verdicts"]}:
             out.print(f"  {TITLES.get(name, name)}: {quantity(name, value)}, nothing was predicted")
-    for step in document.get("steps", ()):
-        peak = f", peak memory {format_bytes(step['peak_memory_bytes'])}" if step.get("peak_memory_bytes") else ""
-        out.print(f"[dim]step {step['step']}: {format_seconds(step['seconds'])}{peak}, sha256 {step['sha256'][:16]}[/]")
+    _show_steps(document.get("steps", ()))
     for note in document.get("notes", ()):
         out.print(f"[dim]note: {escape(str(note))}[/]")
+
+
+def _show_steps(steps: list[dict[str, Any]]) -> None:
+    """Time, memory and bytes of each step beside what was predicted, and the hash of what it made."""
+    out = console()
+    rows = table("step", "took", "predicted>", "range>", "measured>", "ratio>", "verdict")
+    for step in steps:
+        for verdict in step.get("verdicts", ()):
+            rows.add_row(step["step"], *_verdict_row(verdict))
+    if rows.row_count:
+        out.print(rows)
+    for step in steps:
+        out.print(f"[dim]step {step['step']}: {format_seconds(step['seconds'])}, sha256 {step['sha256'][:16]}[/]")
 
 
 def _verdict_row(verdict: dict[str, Any]) -> tuple[str, ...]:

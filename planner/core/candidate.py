@@ -48,7 +48,7 @@ class Placement:
     context: int
     kv_type: str = "f16"
     gpu_layers: int = 0
-    """As llama.cpp counts: ``n_layer + 1`` includes the output layer."""
+    """As llama.cpp counts: ``ModelSpec.offloadable_count`` (mostly ``n_layer + 1``) includes the output layer."""
     tensor_parallel: int = 1
     ubatch: int = 512
     batch: int = 2048

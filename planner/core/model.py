@@ -131,6 +131,8 @@ class ModelSpec:
     """Type the weights were published in: ``bf16``, ``f16``, ``f32``, ``fp8``, ``mxfp4``, or a GGUF type."""
     tokenizer: str | None = None
     """``spm``, ``bpe`` or ``wpm``; decides how much metadata a GGUF file carries."""
+    file_type: str | None = None
+    """llama.cpp's file type of a GGUF file that is quantized already: it runs as it is."""
     notes: tuple[str, ...] = ()
 
     def __hash__(self) -> int:
@@ -140,6 +142,14 @@ class ModelSpec:
     def tied_embeddings(self) -> bool:
         """The output matrix is the token embedding."""
         return not any(tensor.name == "output.weight" for tensor in self.tensors)
+
+    @property
+    def offloadable_count(self) -> int:
+        """What llama.cpp counts ``-ngl`` up to: all blocks, those that only predict further tokens too, and the output.
+
+        The last come first: of such a model ``n_layer + 1`` leaves the first layer in RAM.
+        """
+        return self.n_layer + further_block_count(self) + 1
 
     @property
     def parameter_count(self) -> int:
@@ -164,6 +174,12 @@ class ModelSpec:
 
 
 @lru_cache(maxsize=512)
+def further_block_count(model: ModelSpec) -> int:
+    """Blocks after ``n_layer``: they predict further tokens (MTP, ``nextn``) and are not loaded by default."""
+    return max((t.layer + 1 - model.n_layer for t in model.tensors if t.layer is not None), default=0)
+
+
+@lru_cache(maxsize=512)
 def shape_sha256(model: ModelSpec) -> str:
     """SHA-256 over the architecture and every tensor's name and shape, in hex; the order does not matter.
 
@@ -173,3 +189,26 @@ def shape_sha256(model: ModelSpec) -> str:
     for tensor in sorted(model.tensors, key=lambda tensor: tensor.name):
         digest.update(f"{tensor.name}:{'x'.join(map(str, tensor.shape))}\n".encode())
     return digest.hexdigest()
+
+
+_TWINS: dict[object, ModelSpec] = {}
+
+
+@lru_cache(maxsize=512)
+def shape_twin(model: ModelSpec) -> ModelSpec:
+    """The first model seen with the same tensors, attention and architecture: what only depends on these is shared.
+
+    A catalog holds many fine-tunes of one base. Names, families and tokenizers differ between twins.
+    """
+    key = (
+        model.architecture,
+        model.tensors,
+        model.attention,
+        model.mixture,
+        model.mla,
+        (model.n_layer, model.n_embd, model.n_vocab, model.n_ff, model.n_head, model.n_head_kv),
+        model.source.is_gguf,
+        model.dtype,
+        model.file_type,
+    )
+    return _TWINS.setdefault(key, model)

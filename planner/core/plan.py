@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from planner.core.candidate import Placement, Variant
 from planner.core.codec import content_sha256, decode, encode
-from planner.core.estimates import Estimate
+from planner.core.estimates import Estimate, Prediction
 from planner.core.hardware import STRICT
 from planner.core.workload import Workload
 
@@ -40,6 +40,25 @@ class Step:
     """Size of the output; preflight asks for this much disk."""
     predicted_peak_bytes: int | None = None
     """Most RAM the step should take; preflight asks for this much memory."""
+    predicted_scratch_bytes: int | None = None
+    """Disk taken besides the output while the step runs."""
+    predicted_memory: Prediction | None = None
+    """Peak resident memory in bytes, as the system will report it: pages of mapped files are counted."""
+    predicted_gpu_memory: Prediction | None = None
+    """Peak memory in bytes of the GPU that does the work."""
+    predicted_seconds: Prediction | None = None
+    """Time it takes, the hash of the output included."""
+
+
+def disk_peak_bytes(steps: tuple[Step, ...]) -> int | None:
+    """Most disk that ``steps`` take at any moment: outputs stay until the end, scratch goes with its step."""
+    kept, peak = 0, 0
+    for step in steps:
+        if step.predicted_bytes is None:
+            return None
+        kept += step.predicted_bytes
+        peak = max(peak, kept + (step.predicted_scratch_bytes or 0))
+    return peak
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +157,10 @@ class Plan:
     def making_steps(self) -> tuple[Step, ...]:
         """Steps that make a file, in order."""
         return tuple(step for step in self.steps if step.output is not None)
+
+    def disk_peak_bytes(self) -> int | None:
+        """Most disk that all steps together take at any moment; ``None`` where a step's size is not known."""
+        return disk_peak_bytes(self.making_steps())
 
     def artifact_step(self) -> Step:
         """The step that makes the artifact."""

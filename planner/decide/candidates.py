@@ -33,10 +33,18 @@ def enumerate_candidates(
     machine = restricted(hardware, workload)
     found: list[Found] = []
     for variant in wanted_variants(model, workload):
-        blockers = methods.get(variant.method).blockers(model, variant, machine)
+        blockers = _needs_checkpoint(model, variant) or methods.get(variant.method).blockers(model, variant, machine)
         found += blockers[:1] or [_place(model, variant, machine, workload, calibration)]
     fitting = tuple(item for item in found if isinstance(item, Candidate))
     return fitting, tuple(item for item in found if isinstance(item, Rejection))
+
+
+def _needs_checkpoint(model: ModelSpec, variant: Variant) -> tuple[Rejection, ...]:
+    """Only llama.cpp starts from a GGUF file."""
+    if not model.source.is_gguf or variant.format == "gguf":
+        return ()
+    reason = "the weights are in a GGUF file; it starts from a safetensors checkpoint"
+    return (Rejection(method=variant.method, type=variant.type, reason=reason, rule="needs-checkpoint"),)
 
 
 def restricted(hardware: HardwareProfile, workload: Workload) -> HardwareProfile:
@@ -96,7 +104,7 @@ def placements(
         yield from (dataclasses.replace(base, kv_type=kv) for kv in kv_types)
         return
     counts, margin = sorted({1, len(hardware.gpus)}), workload.memory_margin_fraction
-    full = model.n_layer + 1
+    full = model.offloadable_count
     if workload.gpu_layers is not None:
         layers = min(workload.gpu_layers, full)
         yield dataclasses.replace(base, gpu_layers=layers, gpu_count=len(hardware.gpus))
@@ -122,7 +130,7 @@ def _whole_gpu(model: ModelSpec, base: Placement, hardware: HardwareProfile) -> 
     count = 1
     while count <= len(hardware.gpus):
         if count == 1 or model.n_head % count == 0:
-            yield dataclasses.replace(base, gpu_layers=model.n_layer + 1, tensor_parallel=count, gpu_count=count)
+            yield dataclasses.replace(base, gpu_layers=model.offloadable_count, tensor_parallel=count, gpu_count=count)
         count *= 2
 
 

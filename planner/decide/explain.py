@@ -42,8 +42,8 @@ def _fit_reason(candidate: Candidate, model: ModelSpec) -> str:
         experts = f"the experts of {placement.cpu_expert_layers} of {model.n_layer} layers stay in RAM"
         if placement.gpu_layers > model.n_layer:
             return f"all layers are on the GPU but {experts}: {takes}"
-        return f"{placement.gpu_layers} of {model.n_layer + 1} layers are on the GPU and {experts}: {takes}"
-    return f"{placement.gpu_layers} of {model.n_layer + 1} layers fit on the GPU: {takes}"
+        return f"{placement.gpu_layers} of {model.offloadable_count} layers are on the GPU and {experts}: {takes}"
+    return f"{placement.gpu_layers} of {model.offloadable_count} layers fit on the GPU: {takes}"
 
 
 def _speed_reason(candidate: Candidate) -> str:

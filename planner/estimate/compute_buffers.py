@@ -13,7 +13,7 @@ from planner.core.model import ModelSpec
 from planner.estimate import kv_cache, weights
 from planner.estimate.graph import GLOBAL, WeightKey
 from planner.estimate.graph_alloc import compile_graph, symbol_values
-from planner.estimate.graph_layers import LayerBuilder, Setting
+from planner.estimate.graph_layers import LayerBuilder, Setting, rotates
 from planner.estimate.graph_replay import Program, Step
 from planner.formats.ggml import type_traits
 
@@ -33,7 +33,7 @@ def _shape_kinds(model: ModelSpec) -> tuple[int, ...]:
             roles[layer].append((tensor.name.split(".", 2)[2], tensor.shape))
     known: dict[object, int] = {}
     return tuple(
-        known.setdefault((attention, tuple(sorted(own))), layer)
+        known.setdefault((attention, rotates(model, layer), tuple(sorted(own))), layer)
         for layer, (attention, own) in enumerate(zip(model.attention, roles, strict=True))
     )
 
@@ -108,9 +108,12 @@ def compute_bytes(
         devices: device of each layer and, last, of the output; the host is ``gpu_count``.
         gpu_count: number of GPUs.
     """
+    experts = weights.expert_layers(model, placement)
+    # only weights that lie in RAM beside a GPU are copied; else their types do not matter
+    copied = gpu_count > 0 and (gpu_count in devices[:-1] or experts > 0)
     return _compute_bytes(
         model,
-        variant,
+        variant if copied else None,
         kv_cache.micro_batch(placement),
         kv_cache.cells(placement),
         _window(model, placement),
@@ -119,7 +122,7 @@ def compute_bytes(
         placement.batch,
         devices,
         gpu_count,
-        weights.expert_layers(model, placement),
+        experts,
     )
 
 
@@ -131,7 +134,7 @@ def _window(model: ModelSpec, placement: Placement) -> int:
 @lru_cache(maxsize=16384)
 def _compute_bytes(
     model: ModelSpec,
-    variant: Variant,
+    variant: Variant | None,
     ubatch: int,
     cells: int,
     window: int,
@@ -143,7 +146,9 @@ def _compute_bytes(
     expert_layers: int,
 ) -> tuple[int, ...]:
     out, traits = min(ubatch, batch), type_traits(kv_type)
-    compiled, steps = _plan(_shape_kinds(model), _kinds(model, variant), devices[:-1], gpu_count, expert_layers)
+    shapes = _shape_kinds(model)
+    kinds = shapes if variant is None else _kinds(model, variant)
+    compiled, steps = _plan(shapes, kinds, devices[:-1], gpu_count, expert_layers)
     setting = Setting(
         flash_attention=flash_attention,
         kv_block_weights=traits.block_weights,
@@ -157,10 +162,10 @@ def _compute_bytes(
     # llama.cpp has no pipeline where tensors were moved by name (``has_tensor_overrides``)
     pipeline = gpu_count > 1 and gpu_count not in devices and not expert_layers
     program = _program(model, setting, offloaded, PIPELINE_COPIES if pipeline else 1)
-    tables = _copied_bytes(model, variant)
+    tables = _copied_bytes(model, variant) if variant is not None else ()
 
     def weight_bytes(layer: int, key: WeightKey) -> int:
         position, role = key
-        return tables[-1 if position == GLOBAL else layer].get(role, 0)
+        return tables[-1 if position == GLOBAL else layer].get(role, 0) if tables else 0
 
     return program.peaks(symbol_values(ubatch, out, cells, window, traits.block_bytes), steps, weight_bytes)

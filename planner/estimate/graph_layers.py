@@ -33,12 +33,20 @@ _RESIDUAL_FIRST = ("phi3", "phimoe")
 _ROWS_CHOSEN_LAST = ("gpt-oss",)
 """Architectures that pick the rows with logits after the last layer, not inside it."""
 _NORMALIZED_EXPERTS = ("llama", "qwen3moe", "phimoe", "olmoe", "qwen2moe", "granitemoe")
+_WEIGHTED_BEFORE_EXPERTS = ("llama4",)
+"""Experts whose input is weighted, not their result; they are chosen by logits."""
 _LAYER_NORM = ("command-r", "cohere2", "falcon", "starcoder2", "stablelm", "phi2", "gptneox")
 """Architectures whose norms subtract the mean, which llama.cpp does not do in place."""
 _RESIDUAL_BEFORE_ATTENTION = ("command-r", "cohere2")
 """Parallel layers that add the residual before the attention's result."""
-_ROTATED_IN_WINDOW_ONLY = ("cohere2", "exaone4")
+_ROWS_CHOSEN_AFTER_NORM = ("qwen35", "qwen35moe", "qwen3next")
+"""Architectures whose normed last state is kept for the layers that predict further tokens."""
+_ROTATED_IN_WINDOW_ONLY = ("cohere2", "exaone4", "llama4")
+_UNROTATED_EVERY = {"smollm3": 4}
+"""Every so many layers one rotates nothing (``n_no_rope_layer_step``)."""
 _HADAMARD_ROWS = 64
+_MAVERICK_EXPERTS = 128
+"""Llama 4 normalizes Q and K after rotating them, but for this model (``use_kq_norm`` in src/models/llama4.cpp)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,14 @@ def _shapes(model: ModelSpec) -> dict[int, dict[str, Shape]]:
     return found
 
 
+def rotates(model: ModelSpec, layer: int) -> bool:
+    """Whether ``layer`` rotates Q and K by the position."""
+    if model.architecture in _ROTATED_IN_WINDOW_ONLY:
+        return model.attention[layer].kind == "sliding"
+    step = _UNROTATED_EVERY.get(model.architecture)
+    return step is None or (layer + 1) % step != 0
+
+
 class LayerBuilder:
     """Builds the graph of a few layers of ``model``."""
 
@@ -83,7 +99,7 @@ class LayerBuilder:
         self.windowed = any(layer.kind == "sliding" for layer in model.attention)
         self.has: dict[str, Shape] = {}
         self.device = self.expert_device = 0
-        self.position = GLOBAL
+        self.position, self.rotates = GLOBAL, True
         self.frequencies: dict[int, Node] = {}
 
     def build(self) -> Graph:
@@ -94,7 +110,8 @@ class LayerBuilder:
         for position, (layer, device, expert_device) in enumerate(self.setting.devices):
             self.has, self.device, self.position = self.shapes.get(layer, {}), device, position
             self.expert_device = expert_device
-            chosen = position == last and self.architecture not in _ROWS_CHOSEN_LAST
+            self.rotates = rotates(self.model, layer)
+            chosen = position == last and self.architecture not in (*_ROWS_CHOSEN_LAST, *_ROWS_CHOSEN_AFTER_NORM)
             current = self._layer(self.model.attention[layer], current, chosen)
         if self.architecture in _ROWS_CHOSEN_LAST:
             current.is_output = True
@@ -115,6 +132,11 @@ class LayerBuilder:
     def _inputs(self) -> None:
         self.positions = leaf(("u",), 4, is_input=True)
         self.out_ids = leaf(("out",), 4, is_input=True)
+        self.temperatures = leaf((1, 1, "u"), 4, is_input=True)
+        mixture = self.model.mixture
+        self.normed_after_rope = (
+            self.architecture == "llama4" and mixture is not None and mixture.expert_count != _MAVERICK_EXPERTS
+        )
         width = 2 if self.setting.flash_attention else 4
         widest = max((a.head_count_kv * a.v_dim for a in self.model.attention), default=0)
         v_rows: Shape = ("u",) if self.setting.flash_attention else ("u", widest)
@@ -142,6 +164,9 @@ class LayerBuilder:
     def _output(self, current: Node) -> None:
         self.has, self.device, self.position = self.outside, self.setting.output_device, GLOBAL
         current = self._norm(current, "output_norm.weight")
+        if self.architecture in _ROWS_CHOSEN_AFTER_NORM:
+            current.is_output = True
+            current = self._chosen(current)
         role = "token_embd.weight" if self.model.tied_embeddings else "output.weight"
         logits = Node("MUL_MAT", (self.model.n_vocab, "out"), (self._weight(role), current))
         self.graph.expand(logits)
@@ -227,8 +252,12 @@ class LayerBuilder:
             q, k, v = view("RESHAPE", q_shape, q), view("RESHAPE", k_shape, k), view("RESHAPE", v_shape, v)
         if self.has.get("attn_q_norm.weight", (0,))[0] == attention.k_dim:
             q, k = self._norm(q, "attn_q_norm.weight"), self._norm(k, "attn_k_norm.weight")
-        if attention.kind == "sliding" or self.architecture not in _ROTATED_IN_WINDOW_ONLY:
+        if self.rotates:
             q, k = self._rope(q), self._rope(k)
+        elif self.architecture == "llama4":
+            q = Node("MUL", q.shape, (q, self.temperatures))
+        if self.rotates and self.normed_after_rope:
+            q, k = (Node("RMS_NORM", node.shape, (node,)) for node in (q, k))
         cells = "kvs" if attention.kind == "sliding" else "kv"
         q, k = self._turned(q, self.k_turns[cells]), self._turned(k, self.k_turns[cells])
         v = self._turned(v, self.v_turns[cells])
@@ -357,11 +386,15 @@ class LayerBuilder:
         chosen, weights = self._route(current, mixture.expert_count, used)
         self.graph.expand(weights)
         tall = view("RESHAPE", (self.model.n_embd, 1, batch), current)
+        before = self.architecture in _WEIGHTED_BEFORE_EXPERTS
+        if before:
+            repeated = Node("REPEAT", (self.model.n_embd, used, batch), (tall,))
+            tall = Node("MUL", repeated.shape, (repeated, weights))
         up = self._expert_linear(tall, "ffn_up_exps", chosen, used, batch)
         gate = self._expert_linear(tall, "ffn_gate_exps", chosen, used, batch)
         active = Node("GLU", up.shape, (gate, up))
         down = self._expert_linear(active, "ffn_down_exps", chosen, used, batch)
-        weighted = Node("MUL", down.shape, (down, weights))
+        weighted = down if before else Node("MUL", down.shape, (down, weights))
         self.graph.expand(weighted)
         parts = [view("VIEW", (self.model.n_embd, batch), weighted) for _ in range(used)]
         for part in parts:
@@ -370,6 +403,8 @@ class LayerBuilder:
         for part in parts[1:]:
             total = Node("ADD", part.shape, (total, part))
             self.graph.expand(total)
+        if used == 1:
+            total = Node("CONT", total.shape, (total,))
         if "ffn_up_shexp.weight" in self.has:
             total = Node("ADD", total.shape, (total, self._ffn(current, "_shexp")))
         return total
@@ -380,8 +415,10 @@ class LayerBuilder:
         logits = self._linear(current, "ffn_gate_inp")
         late = self.architecture == "gpt-oss"
         biased = "exp_probs_b.bias" in self.has
-        probabilities = logits if late else Node("UNARY" if biased else "SOFT_MAX", logits.shape, (logits,))
-        scored = probabilities
+        early = self.architecture in _WEIGHTED_BEFORE_EXPERTS
+        function = "UNARY" if biased or early else "SOFT_MAX"
+        probabilities = logits if late else Node(function, logits.shape, (logits,))
+        scored = logits if early else probabilities
         if biased:
             scored = Node("ADD", logits.shape, (probabilities, self._weight("exp_probs_b.bias")))
         chosen = view("VIEW", (used, batch), Node("ARGSORT", logits.shape, (scored,)))

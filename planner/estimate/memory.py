@@ -12,7 +12,7 @@ from itertools import accumulate
 from planner.core.candidate import Placement, Variant
 from planner.core.estimates import FORMULA, DeviceMemory, MemoryEstimate, Prediction
 from planner.core.hardware import Gpu, HardwareProfile
-from planner.core.model import ModelSpec
+from planner.core.model import ModelSpec, shape_twin
 from planner.core.units import MIB, pad
 from planner.estimate import kv_cache, served_memory, weights
 from planner.estimate.compute_buffers import compute_bytes
@@ -43,18 +43,20 @@ def gpu_shares(placement: Placement, gpus: tuple[Gpu, ...]) -> tuple[float, ...]
 def layer_devices(model: ModelSpec, placement: Placement, shares: tuple[float, ...]) -> tuple[int, ...]:
     """Device of each layer and, last, of the output; ``len(shares)`` is the host.
 
-    As ``llama_model_base::load_tensors``: the last ``gpu_layers`` of the ``n_layer + 1`` go to the GPUs, split in
-    proportion to their ``shares``.
+    As ``llama_model_base::load_tensors``: the last ``gpu_layers`` of ``offloadable_count`` go to the GPUs, split in
+    proportion to their ``shares``. Blocks between the last layer and the output have a place there and take nothing.
     """
-    return _layer_devices(model.n_layer, min(placement.gpu_layers, model.n_layer + 1), shares)
+    count = model.offloadable_count
+    found = _layer_devices(count, min(placement.gpu_layers, count), shares)
+    return found if count == model.n_layer + 1 else (*found[: model.n_layer], found[-1])
 
 
 @lru_cache(maxsize=4096)
-def _layer_devices(n_layer: int, gpu_layers: int, given: tuple[float, ...]) -> tuple[int, ...]:
+def _layer_devices(count: int, gpu_layers: int, given: tuple[float, ...]) -> tuple[int, ...]:
     host = len(given)
     if not host or gpu_layers <= 0:
-        return (host,) * (n_layer + 1)
-    start = n_layer + 1 - gpu_layers
+        return (host,) * count
+    start = count - gpu_layers
     total = sum(given) or 1
     shares = [part / total for part in accumulate(given)]
     return (host,) * start + tuple(min(bisect_right(shares, i / gpu_layers), host - 1) for i in range(gpu_layers))
@@ -76,6 +78,7 @@ def memory(model: ModelSpec, variant: Variant, placement: Placement, hardware: H
     gpus = used_gpus(placement, hardware)
     if variant.format != "gguf":
         return served_memory.memory(model, variant, placement, hardware, gpus)
+    model = shape_twin(model)
     devices = layer_devices(model, placement, gpu_shares(placement, gpus))
     compute = compute_bytes(model, variant, placement, devices, len(gpus))
     experts = weights.expert_layers(model, placement)

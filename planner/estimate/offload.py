@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from bisect import bisect_right
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from planner.core.candidate import Placement, Variant
@@ -64,29 +65,65 @@ def split_that_holds(
     if len(used.devices) < 2 or placement.tensor_split:
         return None
     costs = _layer_costs(model, variant, placement)
-    fixed = [0] * len(used.devices)
-    for even in (*(True for _ in range(_SPLIT_ROUNDS)), False):
-        fixed = [
-            max(known, device.compute_bytes + device.overhead_bytes)
-            for known, device in zip(fixed, used.devices, strict=True)
-        ]
-        counts = _filled(costs, _rooms(used, fixed, margin_fraction), even=even)
-        if counts is None:
-            return None
-        made = dataclasses.replace(placement, tensor_split=tuple(float(count) for count in counts))
-        used = memory(model, variant, made, hardware)
-        if gpus_hold(used, margin_fraction):
-            return made
+    count = len(used.devices)
+    for last in range(count - 1, -1, -1):
+        for first in range(last + 1):
+            split = _Split(model, variant, placement, hardware, margin_fraction, costs, first, last)
+            found = split.found(used)
+            if found is not None:
+                return found
     return None
 
 
-def _rooms(used: MemoryEstimate, fixed: list[int], margin_fraction: float) -> list[float]:
-    """Bytes that each GPU has for layers."""
-    rooms = []
-    for device, taken in zip(used.devices, fixed, strict=True):
-        available = available_bytes(device, margin_fraction)
-        rooms.append(float("inf") if available is None else float(available - taken))
-    return rooms
+@dataclass(slots=True)
+class _Split:
+    """The layers between the GPUs ``first`` … ``last``; the other GPUs get none.
+
+    What a GPU's buffers take depends on what it holds (the output's logits, a pipeline's copies), hardly on how many
+    layers, so they are taken from one split to find the next.
+    """
+
+    model: ModelSpec
+    variant: Variant
+    placement: Placement
+    hardware: HardwareProfile
+    margin_fraction: float
+    costs: list[int]
+    first: int
+    last: int
+
+    def found(self, used: MemoryEstimate) -> Placement | None:
+        """A split that holds; the sizes of ``used`` serve for capacities only."""
+        counts = self.filled(used, [device.overhead_bytes for device in used.devices], even=True)
+        if counts is None:
+            return None
+        fixed = [0] * len(used.devices)
+        for _ in range(_SPLIT_ROUNDS):
+            made = dataclasses.replace(self.placement, tensor_split=tuple(float(count) for count in counts))
+            used = memory(self.model, self.variant, made, self.hardware)
+            if gpus_hold(used, self.margin_fraction):
+                return made
+            now = [device.total_bytes - device.weights_bytes - device.kv_cache_bytes for device in used.devices]
+            fixed = [max(known, taken) for known, taken in zip(fixed, now, strict=True)]
+            before, counts = counts, self.filled(used, fixed, even=True)
+            if counts is None or counts == before:  # to the brim: the last GPU's buffers may shrink with its layers
+                counts = self.filled(used, now, even=False)
+            if counts is None or counts == before:
+                return None
+        return None
+
+    def filled(self, used: MemoryEstimate, fixed: list[int], *, even: bool) -> list[int] | None:
+        """Layers for each GPU beside what its buffers take, ``None`` if they are too many.
+
+        Not ``even``: as many as the first GPUs take, and all others on the last one.
+        """
+        rooms = []
+        for at, (device, taken) in enumerate(zip(used.devices, fixed, strict=True)):
+            available = available_bytes(device, self.margin_fraction)
+            endless = available is None or (at == self.last and not even)
+            room = float("inf") if endless else float((available or 0) - taken)
+            rooms.append(room if self.first <= at <= self.last else 0.0)
+        return _filled(self.costs, rooms, even=even)
 
 
 def _layer_costs(model: ModelSpec, variant: Variant, placement: Placement) -> list[int]:
@@ -94,10 +131,11 @@ def _layer_costs(model: ModelSpec, variant: Variant, placement: Placement) -> li
     sums, experts = weights.layer_sums(model, variant, True)
     cache = kv_cache.bytes_per_layer(model, placement, on_gpu=True)
     moved = weights.expert_layers(model, placement)
-    start = max(0, model.n_layer + 1 - placement.gpu_layers)
+    start = max(0, model.offloadable_count - placement.gpu_layers)
     costs = [b - a for a, b in pairwise(sums)]
     for layer in range(start, model.n_layer):
         costs[layer] += cache[layer] - (experts[layer + 1] - experts[layer] if layer < moved else 0)
+    costs[-1:-1] = [0] * (model.offloadable_count - len(costs))
     return costs[start:]
 
 
@@ -176,7 +214,7 @@ class _Search:
 
     def found(self) -> Placement | None:
         """The best placement that the GPUs hold."""
-        full, experts = self.model.n_layer + 1, 0
+        full, experts = self.model.offloadable_count, 0
         if not self.hardware.gpus:
             return self.placed(0, 0)
         if self.held(full, 0):
@@ -189,9 +227,9 @@ class _Search:
 
     def fewest(self, high: int) -> int:
         """The fewest layers with experts in RAM, where ``high`` are enough."""
-        least = high - largest(0, high, lambda saved: self.held(self.model.n_layer + 1, high - saved) is not None)
+        least = high - largest(0, high, lambda saved: self.held(self.model.offloadable_count, high - saved) is not None)
         # a copy of a layer's experts in the compute buffer comes with the first of a kind, so look beyond a step
-        return next((n for n in range(max(1, least - 2), least) if self.held(self.model.n_layer + 1, n)), least)
+        return next((n for n in range(max(1, least - 2), least) if self.held(self.model.offloadable_count, n)), least)
 
     def most(self, full: int, experts: int) -> int:
         """The most layers, where ``full`` are too many.

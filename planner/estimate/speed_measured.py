@@ -56,7 +56,7 @@ def exact(
         if (
             m.model_sha256 == shape
             and same_variant(m, variant)
-            and _same_conditions(m, placement, quantity, model.n_layer + 1)
+            and _same_conditions(m, placement, quantity, model.offloadable_count)
         ):
             return Prediction(
                 value=m.value,

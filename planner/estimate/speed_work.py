@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from planner.core.candidate import Placement, Variant
-from planner.core.model import ModelSpec
+from planner.core.model import ModelSpec, shape_twin
 from planner.estimate import weights
 from planner.estimate.weights import bytes_read_per_token
 from planner.formats.ggml import type_traits
@@ -103,8 +103,9 @@ def _streamed_bytes(model: ModelSpec, variant: Variant, per_token: float, batch:
 @lru_cache(_CACHE)
 def work(model: ModelSpec, variant: Variant, placement: Placement) -> Work:
     """The load of ``variant`` of ``model`` as ``placement`` sets it."""
+    model = shape_twin(model)
     gpu_bytes, host_bytes = bytes_read_per_token(model, variant, placement)
-    host_layers = max(0, model.n_layer + 1 - placement.gpu_layers)
+    host_layers = max(0, model.offloadable_count - placement.gpu_layers)
     expert_layers = max(0, weights.expert_layers(model, placement) - host_layers) if variant.format == "gguf" else 0
     params, hybrid, gemma = _shape(model)
     prompt = max(1, placement.prompt_tokens)

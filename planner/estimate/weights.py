@@ -130,7 +130,7 @@ def expert_layers(model: ModelSpec, placement: Placement) -> int:
     count = min(placement.cpu_expert_layers, model.n_layer)
     if model.mixture is None or placement.gpu_layers <= 0:
         return 0
-    return count if count > model.n_layer + 1 - placement.gpu_layers else 0
+    return count if count > model.offloadable_count - placement.gpu_layers else 0
 
 
 def global_bytes(model: ModelSpec, variant: Variant) -> tuple[int, int]:
@@ -176,13 +176,13 @@ def _read_sums(model: ModelSpec, variant: Variant) -> tuple[tuple[float, ...], t
     Frequencies count with the output, a looked-up table not at all.
     """
     slots, sizes = _slots(model), tensor_bytes(model, variant)
-    table = [0.0] * (model.n_layer + 3)
+    table = [0.0] * (model.n_layer + 4)
     for slot, size, share in zip(slots.of_tensor, sizes, slots.routed, strict=True):
         table[slot] += size * share
     experts = [0.0] * model.n_layer
     for index in slots.experts:
         experts[slots.of_tensor[index]] += sizes[index] * slots.routed[index]
-    output = table[model.n_layer] + table[-1] + (0 if slots.tied is None else sizes[slots.tied])
+    output = table[model.n_layer] + table[model.n_layer + 2] + (0 if slots.tied is None else sizes[slots.tied])
     layers = table[: model.n_layer]
     return tuple(accumulate(layers, initial=0.0)), tuple(accumulate(experts, initial=0.0)), output
 
@@ -197,7 +197,7 @@ def bytes_read_per_token(model: ModelSpec, variant: Variant, placement: Placemen
     total = sums[-1] + output
     if variant.format != "gguf":
         return (round(total), 0) if placement.gpu_count or placement.gpu_layers else (0, round(total))
-    host_layers = min(max(model.n_layer + 1 - placement.gpu_layers, 0), model.n_layer)
+    host_layers = min(max(model.offloadable_count - placement.gpu_layers, 0), model.n_layer)
     host = sums[host_layers] + (output if placement.gpu_layers < 1 else 0.0)
     host += experts[max(expert_layers(model, placement), host_layers)] - experts[host_layers]
     return round(total - host), round(host)
@@ -209,7 +209,7 @@ def host_streamed_bytes(model: ModelSpec, variant: Variant, placement: Placement
     if model.mixture is None or variant.format != "gguf" or not host:
         return host
     _, experts, _ = _read_sums(model, variant)
-    host_layers = min(max(model.n_layer + 1 - placement.gpu_layers, 0), model.n_layer)
+    host_layers = min(max(model.offloadable_count - placement.gpu_layers, 0), model.n_layer)
     routed = experts[max(expert_layers(model, placement), host_layers)]
     share = model.mixture.expert_used_count / model.mixture.expert_count
     return host + routed / share * (1 - (1 - share) ** batch) - routed

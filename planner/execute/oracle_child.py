@@ -118,9 +118,10 @@ def work(request: dict[str, Any], progress: Progress) -> OracleReport:
     asked = decode(OracleRequest, request, what="the request")
     library = Library()
     answers = []
-    with _file(asked, "source.gguf", source_types(asked.model)) as source:
+    full = ["F32"] * len(asked.model.tensors)
+    with _file(asked, "half.gguf", source_types(asked.model)) as half, _file(asked, "full.gguf", full) as source:
         for done, question in enumerate(asked.questions):
-            answers.append(_answer(library, asked, source, question))
+            answers.append(_answer(library, asked, source if question.variant.type == "F32" else half, question))
             progress(done + 1, len(asked.questions))
     names = tuple(library.device_name(gpu) for gpu in library.gpus)
     return OracleReport(tool=f"llama-cpp-python {library.api.__version__}", gpus=names, answers=tuple(answers))

@@ -9,7 +9,7 @@ from pathlib import Path
 from planner.core.codec import read_json
 from planner.core.errors import ExecutionFailed, InputError, MissingDependency, StalePlan
 from planner.core.hardware import HardwareProfile
-from planner.core.plan import Plan, Step
+from planner.core.plan import Plan, Step, disk_peak_bytes
 from planner.core.units import MIB, format_bytes
 from planner.execute import receipts
 from planner.models.fingerprint import sha256_of
@@ -130,7 +130,7 @@ def check_room(steps: tuple[Step, ...], here: HardwareProfile) -> None:
     Raises:
         ExecutionFailed: ``no-space`` or ``no-memory`` with needed and free.
     """
-    needed = sum(step.predicted_bytes or 0 for step in steps) + DISK_MARGIN_BYTES
+    needed = (disk_peak_bytes(steps) or sum(step.predicted_bytes or 0 for step in steps)) + DISK_MARGIN_BYTES
     free = here.disk.free_bytes if here.disk else None
     if steps and free is not None and needed > free:
         raise ExecutionFailed(
@@ -139,12 +139,19 @@ def check_room(steps: tuple[Step, ...], here: HardwareProfile) -> None:
             hint="free some space or choose another --output",
             code="no-space",
         )
-    peak = max((step.predicted_peak_bytes or 0 for step in steps), default=0)
-    available = here.memory.usable_bytes()
-    if available is not None and peak > available:
-        raise ExecutionFailed(
-            "not enough memory to quantize",
-            numbers=f"needs {format_bytes(peak)}, {format_bytes(available)} available",
-            hint="close other programs, or quantize on a machine with more memory",
-            code="no-memory",
-        )
+    for step in steps:
+        _check_memory(step, step.predicted_peak_bytes, here.memory.usable_bytes(), "memory")
+        if here.gpus and step.predicted_gpu_memory is not None:
+            wanted = round(step.predicted_gpu_memory.value)
+            _check_memory(step, wanted, here.gpus[0].usable_bytes(), f"memory on {here.gpus[0].name}")
+
+
+def _check_memory(step: Step, needed: int | None, available: int | None, what: str) -> None:
+    if needed is None or available is None or needed <= available:
+        return
+    raise ExecutionFailed(
+        f"not enough {what} for the step {step.name!r}",
+        numbers=f"needs {format_bytes(needed)}, {format_bytes(available)} available",
+        hint="close other programs, or quantize on a machine with more memory",
+        code="no-memory",
+    )

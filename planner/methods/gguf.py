@@ -11,7 +11,7 @@ from planner.core.candidate import Candidate, Rejection, Variant
 from planner.core.errors import InputError, UsageError
 from planner.core.estimates import SizeEstimate
 from planner.core.hardware import HardwareProfile
-from planner.core.model import ModelSpec
+from planner.core.model import ModelSpec, shape_twin
 from planner.core.plan import Step
 from planner.core.units import pad
 from planner.formats import ggml
@@ -40,7 +40,12 @@ _GENERAL_BYTES = 4096
 
 
 def variants(model: ModelSpec) -> tuple[Variant, ...]:
-    """Every file type that an ordinary model survives, with an importance matrix where one is demanded."""
+    """Every file type that an ordinary model survives, with an importance matrix where one is demanded.
+
+    A GGUF file that is quantized already has one variant: itself.
+    """
+    if model.file_type is not None:
+        return (variant(model.file_type, imatrix=False),)
     return tuple(
         variant(file_type.name)
         for file_type in gguf_mix.file_types().values()
@@ -62,20 +67,31 @@ def variant(type_: str, group_size: int | None = None, imatrix: bool | None = No
     return Variant(method="gguf", format="gguf", runtime="llama.cpp", type=type_, imatrix=wanted)
 
 
+def is_itself(model: ModelSpec, variant: Variant) -> bool:
+    """Whether the variant is the quantized GGUF file that the model was read from."""
+    return model.file_type is not None and model.file_type == variant.type
+
+
 def tensor_types(model: ModelSpec, variant: Variant) -> tuple[str, ...]:
     """The ggml type of each tensor of ``model.tensors``."""
-    return gguf_mix.tensor_types(model, variant.type, variant.imatrix)
+    if is_itself(model, variant):
+        return tuple(tensor.dtype or "F32" for tensor in model.tensors)
+    return gguf_mix.tensor_types(shape_twin(model), variant.type, variant.imatrix)
 
 
-@lru_cache(maxsize=512)
 def tensor_bytes(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
     """Bytes of each tensor of ``model.tensors`` in the file, without padding: what llama.cpp's dry run adds up.
 
     Raises:
         InputError: llama.cpp refuses this type for this model (``row-not-divisible``).
     """
-    types = gguf_mix.tensor_types(model, variant.type, variant.imatrix)
-    return tuple(ggml.tensor_bytes(type_, tensor.shape) for type_, tensor in zip(types, model.tensors, strict=True))
+    return _tensor_bytes(shape_twin(model), variant)
+
+
+@lru_cache(maxsize=512)
+def _tensor_bytes(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
+    types = tensor_types(model, variant)
+    return tuple(map(ggml.tensor_bytes, types, [tensor.shape for tensor in model.tensors]))
 
 
 @lru_cache(maxsize=512)
@@ -108,6 +124,8 @@ def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
     """
     tensors = tensor_bytes(model, variant)
     total, metadata = sum(tensors), metadata_bytes(model)
+    if is_itself(model, variant) and model.source.files:
+        metadata = sum(file.size_bytes for file in model.source.files) - sum(pad(e, ALIGNMENT_BYTES) for e in tensors)
     return SizeEstimate(
         tensor_bytes=total,
         metadata_bytes=metadata,
@@ -121,12 +139,14 @@ def blockers(model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> t
 
     No machine is refused: llama.cpp runs on all of them.
     """
+    if is_itself(model, variant):
+        return ()
     if gguf_mix.file_type(variant.type).requires_imatrix:
         reason = "llama.cpp refuses it without an importance matrix, which this version does not compute"
         return (_rejected(variant, reason, rule="needs-imatrix"),)
     if model.source.is_gguf and model.dtype.upper() not in FULL_PRECISION:
         reason = f"the model is {model.dtype} already; quantizing it again would lose quality twice"
-        return () if variant.type == model.dtype.upper() else (_rejected(variant, reason, rule="already-quantized"),)
+        return (_rejected(variant, reason, rule="already-quantized"),)
     try:
         tensor_types(model, variant)
     except InputError as error:

@@ -340,6 +340,11 @@ def _mixed_type(mix: _Mix, tensor: Tensor, default: str) -> str:
     return rule(mix, tensor, default) if rule else default
 
 
+@cache
+def _whole_blocks(row: int, type_: str) -> bool:
+    return row % type_traits(type_).block_weights == 0
+
+
 def _with_fallback(tensor: Tensor, chosen: str) -> str:
     row, block = tensor.shape[0], type_traits(chosen).block_weights
     if row % block == 0:
@@ -362,15 +367,25 @@ def _is_70b(model: ModelSpec, expert_count: int) -> bool:
     return (model.architecture, model.n_layer) in {("qwen2", 80), ("deci", 80), ("olmo", 80), ("jais2", 68)}
 
 
-@lru_cache(maxsize=512)
-def _visited(model: ModelSpec) -> tuple[int, ...]:
-    """Indexes of the tensors in the order in which llama.cpp visits them."""
-    return tuple(sorted(range(len(model.tensors)), key=lambda i: _order(model.tensors[i])))
+@lru_cache(maxsize=256)
+def _visited(model: ModelSpec) -> tuple[tuple[int, Tensor, str | None], ...]:
+    """The tensors with their indexes in the order in which llama.cpp visits them; a type for one it leaves alone."""
+    order = sorted(range(len(model.tensors)), key=lambda i: _order(model.tensors[i]))
+    tensors = [(i, model.tensors[i]) for i in order]
+    return tuple((i, tensor, None if is_quantized(tensor) else source_type(model, tensor)) for i, tensor in tensors)
 
 
 def _order(tensor: Tensor) -> tuple[int, bytes]:
     layer = tensor.layer
     return (-1 if layer is None else layer, tensor.name.encode())
+
+
+@lru_cache(maxsize=256)
+def _counts(model: ModelSpec) -> tuple[int, int]:
+    """Layers, and tensors that the rules take for V."""
+    roles = [category(tensor.name) for tensor in model.tensors]
+    layers = max((t.layer + 1 for t in model.tensors if t.layer is not None), default=model.n_layer)
+    return layers, sum(role in (ATTENTION_V, ATTENTION_QKV) for role in roles)
 
 
 def _start(model: ModelSpec, ftype: str, imatrix: bool) -> _Mix:
@@ -379,7 +394,7 @@ def _start(model: ModelSpec, ftype: str, imatrix: bool) -> _Mix:
     # Qwen's hybrids state one number for all blocks
     hybrid = first.kind == "recurrent" and model.architecture.startswith("qwen")
     head_count_kv = 1 if model.mla else model.n_head_kv if hybrid else first.head_count_kv
-    roles = [category(tensor.name) for tensor in model.tensors]
+    layer_count, attention_v_count = _counts(model)
     return _Mix(
         ftype=ftype,
         imatrix=imatrix,
@@ -387,9 +402,9 @@ def _start(model: ModelSpec, ftype: str, imatrix: bool) -> _Mix:
         tied=model.tied_embeddings,
         gqa=(model.n_head if hybrid else first.head_count) // head_count_kv if head_count_kv else 0,
         expert_count=expert_count,
-        layer_count=max((t.layer + 1 for t in model.tensors if t.layer is not None), default=model.n_layer),
+        layer_count=layer_count,
         is_70b=_is_70b(model, expert_count),
-        attention_v_count=sum(role in (ATTENTION_V, ATTENTION_QKV) for role in roles),
+        attention_v_count=attention_v_count,
     )
 
 
@@ -405,12 +420,12 @@ def tensor_types(model: ModelSpec, ftype: str, imatrix: bool = False) -> tuple[s
     mix = _start(model, ftype, imatrix)
     plain = type_traits(default).block_weights == 1
     types = [""] * len(model.tensors)
-    for index in _visited(model):
-        tensor = model.tensors[index]
-        if not is_quantized(tensor):
-            types[index] = "F32" if default == "F32" else source_type(model, tensor)
+    for index, tensor, kept in _visited(model):
+        if kept is not None:
+            types[index] = "F32" if default == "F32" else kept
         elif plain:
             types[index] = default
         else:
-            types[index] = _with_fallback(tensor, _mixed_type(mix, tensor, default))
+            chosen = _mixed_type(mix, tensor, default)
+            types[index] = chosen if _whole_blocks(tensor.shape[0], chosen) else _with_fallback(tensor, chosen)
     return tuple(types)

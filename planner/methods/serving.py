@@ -15,7 +15,9 @@ def weights_id(model: ModelSpec) -> str:
 
 
 def artifact_name(model: ModelSpec, variant: Variant) -> str:
-    """Name of the file or directory a variant is written to."""
+    """Name of the file or directory a variant is written to; of a quantized GGUF file, the file itself."""
+    if model.file_type is not None and model.file_type == variant.type:
+        return model.source.location
     stem = model.name.replace("/", "-")
     if variant.format == "gguf":
         return f"{stem}-{variant.type}.gguf"
@@ -121,7 +123,7 @@ def llama_cpp(model: ModelSpec, candidate: Candidate) -> dict[str, str]:
 
 def _ollama(target: str, placement: Placement) -> str:
     """A Modelfile. Ollama has no option for experts or splits: it is left to place such a model by itself."""
-    lines = [f"FROM ./{target}", f"PARAMETER num_ctx {placement.context}"]
+    lines = [f"FROM {target if target.startswith('/') else f'./{target}'}", f"PARAMETER num_ctx {placement.context}"]
     if placement.cpu_expert_layers or placement.tensor_split:
         lines.append(
             "# no num_gpu: Ollama cannot keep experts in RAM or split unevenly, so it chooses the layers itself"
@@ -133,6 +135,8 @@ def _ollama(target: str, placement: Placement) -> str:
 
 def _llama_quantize(model: ModelSpec, variant: Variant) -> str:
     target = artifact_name(model, variant)
+    if model.file_type is not None:
+        return f"nothing to do: {target} is {variant.type}"
     if variant.type in {"F32", "F16", "BF16"}:
         return f"convert_hf_to_gguf.py {weights_id(model)} --outtype {variant.type.lower()} --outfile {target}"
     full = target.replace(variant.type, "f16")

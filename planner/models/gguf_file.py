@@ -76,6 +76,7 @@ def spec_from_header(header: GgufHeader, source: ModelSource) -> ModelSpec:
         dtype=dtype,
         tokenizer=_TOKENIZERS.get(str(header.metadata.get("tokenizer.ggml.model"))),
         notes=_notes(header, dtype),
+        file_type=None if dtype in ("F32", "F16", "BF16") else _file_type(header),
     )
 
 
@@ -88,6 +89,17 @@ def file_type_of(path: Path) -> str:
         InputError: no such file, or a mix of types that has no name (``unknown-file-type``).
     """
     header = open_gguf(path)
+    found = _file_type(header)
+    if found is None:
+        raise InputError(
+            f"{path.name!r} is of a file type qplan does not know",
+            numbers=f"general.file_type {header.metadata.get('general.file_type')!r}, most is {_most_bytes(header)}",
+            code="unknown-file-type",
+        )
+    return found
+
+
+def _file_type(header: GgufHeader) -> str | None:
     rows = read_table("gguf_ftypes.csv")
     number = header.metadata.get("general.file_type")
     main = _most_bytes(header)
@@ -98,11 +110,7 @@ def file_type_of(path: Path) -> str:
     for row in rows:
         if row["default_type"] == main:
             return row["name"]
-    raise InputError(
-        f"{path.name!r} is of a file type qplan does not know",
-        numbers=f"general.file_type {number!r}, most bytes in {main}",
-        code="unknown-file-type",
-    )
+    return None
 
 
 def made_with_imatrix(path: Path) -> bool:

@@ -62,6 +62,9 @@ def measure_quality(
         InputError: the text is too short, or the models do not share a vocabulary.
         ExecutionFailed: logits are not finite, or llama.cpp cannot run a model.
     """
+    # Before numpy: a llama.cpp built for CUDA with a static libstdc++ that it exports (GCC 13, nvcc 13.0) crashes in
+    # print_info when numpy has loaded the shared one first.
+    native.library()
     import numpy as np
 
     with ExitStack() as stack:

@@ -17,6 +17,7 @@ from planner.core.model import ModelSpec, shape_sha256
 from planner.core.plan import Expectation, Plan
 from planner.core.units import format_bytes
 from planner.execute import obtain, preflight, receipts, runner
+from planner.workflow import step_report
 from planner.workflow.planning import check_hardware
 from planner.workflow.survey import survey
 
@@ -97,6 +98,7 @@ def apply(plan: Plan, options: ApplyOptions, watcher: Watcher) -> Outcome:
         place = _workplace(plan, options, here)
         steps = runner.pending(plan, output, reference_needed=True)
         made = runner.run_steps(plan, steps, place, watcher)
+        _remember(step_report.measurements(plan, _model_of(plan), here, made, steps, place.threads))
         report = _verify_plan(plan, place, here, made, options, watcher)
         removed = () if options.keep_intermediate else runner.clean_up(plan, place)
     return Outcome(report=report, report_path=output / REPORT, removed=removed)
@@ -172,7 +174,8 @@ def _verify_plan(
         text=options.text,
         progress=watcher.measuring(),
     )
-    document = report_document(result, plan_sha256=plan.content_sha256, steps=made, hardware=here, tools=plan.tools)
+    rows = step_report.rows(plan, made)
+    document = report_document(result, plan_sha256=plan.content_sha256, steps=rows, hardware=here, tools=plan.tools)
     write_report(place.output / REPORT, document)
     return document
 

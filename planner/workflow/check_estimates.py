@@ -43,6 +43,7 @@ OFFLOADED_SHARES = (1.0, 0.5, 0.0)
 MOST_TOTAL_ERROR = 0.05
 """Of a device's total; issue of the memory estimates: 5 % at the worst."""
 WORST_ROWS = 12
+LISTED_ROWS = 500
 
 Progress = Callable[[int, int, str], None]
 """Called with the models done, all models, and the name of the next."""
@@ -180,7 +181,7 @@ def _placements(model: ModelSpec, gpu_count: int) -> Iterable[Placement]:
             yield placement
             continue
         for share in OFFLOADED_SHARES:
-            layers = round(share * (model.n_layer + 1))
+            layers = round(share * model.offloadable_count)
             yield dataclasses.replace(placement, gpu_layers=layers, gpu_count=1)
 
 
@@ -268,7 +269,7 @@ def check_document(check: EstimateCheck) -> dict[str, Any]:
                 "placement": encode(found.placement) if found.placement else None,
                 **difference_document(difference),
             }
-            for found, difference in worst(check)
+            for found, difference in worst(check, LISTED_ROWS)
         ],
         "disagreements": [
             {"model": c.model.name, "type": c.variant.type, "imatrix": c.variant.imatrix, "reason": c.disagreement}

@@ -14,7 +14,7 @@ from planner.core.candidate import Placement, Variant
 from planner.core.errors import QplanError, UsageError
 from planner.core.estimates import Estimate
 from planner.core.hardware import HardwareProfile
-from planner.core.model import ModelSpec
+from planner.core.model import ModelSpec, shape_twin
 from planner.core.workload import KV_TYPES
 from planner.estimate import kv_cache
 from planner.workflow.documents import estimate_document
@@ -29,7 +29,7 @@ KEYS = {
 }  # fmt: skip
 
 BLOCK_LINES = 20_000
-_GROUPED_BY = tuple(re.compile(rf'"{key}"\s*:\s*"[^"]*"') for key in ("model", "type"))
+_GROUPED_BY = tuple(re.compile(rf'"{key}"\s*:\s*"([^"]*)"') for key in ("model", "type"))
 MOST_DEVICES = 1024
 _LARGEST_SHARE = 1e15
 
@@ -132,7 +132,7 @@ def _made_variant(method: str, type_: str, group_size: int | None, imatrix: bool
 
 def _placement(case: Case, model: ModelSpec, hardware: HardwareProfile, variant: Variant) -> Placement:
     count = len(hardware.gpus)
-    full = model.n_layer + 1
+    full = model.offloadable_count
     asked = case.get("gpu_layers", "all" if count else 0)
     layers = full if asked == "all" else min(_whole({"gpu_layers": asked}, "gpu_layers", 0), full)
     kv_type = _text(case, "kv_type", "f16")
@@ -214,7 +214,7 @@ def estimate_batch(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     """One answer per non-empty line of JSON, in order; a bad line gets an ``error`` and the rest go on."""
     for line in lines:
         if line.strip():
-            yield _answer(line)
+            yield answer_of(line)
 
 
 def estimate_file(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -226,17 +226,33 @@ def estimate_file(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     rest = (line for line in lines if line.strip())
     while block := list(islice(rest, BLOCK_LINES)):
         answers: list[dict[str, Any]] = [{}] * len(block)
-        for at in sorted(range(len(block)), key=lambda at: _group(block[at])):
-            answers[at] = _answer(block[at])
+        for _, at in grouped(block):
+            answers[at] = answer_of(block[at])
         yield from answers
 
 
-def _group(line: str) -> tuple[str, ...]:
-    """The model and the type of a case as its line writes them."""
-    return tuple(match[0] if (match := pattern.search(line)) else "" for pattern in _GROUPED_BY)
+def grouped(lines: list[str]) -> list[tuple[tuple[str, ...], int]]:
+    """The model and the type of each case as its line writes them, sorted, with the line's index.
+
+    Models that only differ in their names are neighbours: see :func:`planner.core.model.shape_twin`.
+    """
+    found = []
+    for at, line in enumerate(lines):
+        model, type_ = (match[1] if (match := pattern.search(line)) else "" for pattern in _GROUPED_BY)
+        found.append(((_twin_name(model), type_), at))
+    return sorted(found)
 
 
-def _answer(line: str) -> dict[str, Any]:
+@lru_cache(maxsize=4096)
+def _twin_name(name: str) -> str:
+    from planner.models import catalog
+
+    found = catalog.lookup(name)
+    return name if found is None else shape_twin(found).name
+
+
+def answer_of(line: str) -> dict[str, Any]:
+    """The answer to one line of JSON; an ``error`` if it is a bad one."""
     case: object = None
     try:
         case = _parsed(line)

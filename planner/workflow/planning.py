@@ -16,7 +16,7 @@ from planner.core.estimates import Prediction
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import DECODE, FILE_BYTES, KL_DIVERGENCE, PEAK_MEMORY, PERPLEXITY_RATIO, PREFILL
 from planner.core.model import ModelSpec, shape_sha256
-from planner.core.plan import STEP_KINDS, Expectation, PinnedFile, Plan, PlanHardware, PlanModel
+from planner.core.plan import STEP_KINDS, Expectation, PinnedFile, Plan, PlanHardware, PlanModel, Step
 from planner.methods.serving import artifact_name
 from planner.workflow.recommend import Recommendation
 
@@ -49,11 +49,21 @@ def make_plan(answer: Recommendation, candidate: Candidate | None = None) -> Pla
         placement=chosen.placement,
         estimate=chosen.estimate,
         expectations=expectations(answer.model, chosen, answer.hardware),
-        steps=methods.get(chosen.variant.method).steps(answer.model, chosen.variant),
+        steps=_steps(answer, chosen),
         tools=tool_versions(),
         artifact=artifact_name(answer.model, chosen.variant),
         reasons=chosen.reasons,
     ).sealed()
+
+
+def _steps(answer: Recommendation, chosen: Candidate) -> tuple[Step, ...]:
+    """The typed steps with what each should take on this machine."""
+    from planner.estimate.making import forecast
+    from planner.workflow.survey import calibration_of
+
+    calibration, _ = calibration_of(answer.hardware)
+    threads = chosen.placement.threads
+    return forecast(answer.model, chosen.variant, answer.hardware, threads=threads, calibration=calibration)
 
 
 def best_executable(answer: Recommendation) -> Candidate | None:
@@ -81,6 +91,12 @@ def _check_makeable(model: ModelSpec, candidate: Candidate) -> None:
             f"{model.name} is a bare size, not a model: there is nothing to quantize",
             hint="name a model, as in `qplan plan llama-2-13b`",
             code="no-weights",
+        )
+    if model.file_type is not None:
+        raise UsageError(
+            f"{model.source.location} is quantized already ({model.file_type}): there is nothing to make",
+            hint="`qplan verify` measures it, and `qplan recommend` says how to run it; plan from the 16-bit model",
+            code="already-quantized",
         )
     if not methods.row(candidate.variant.method).executable:
         raise UsageError(
