@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from click.testing import CliRunner
@@ -15,6 +17,7 @@ from planner.core.errors import InputError, MissingDependency, UsageError
 from planner.core.hardware import Cpu, Gpu, HardwareProfile, Memory
 from planner.core.model import ModelSpec
 from planner.core.units import MIB
+from planner.estimate.memory import memory
 from planner.execute import accounts, oracle, oracle_child
 from planner.execute.oracle import OracleAnswer, OracleDevice, OracleQuestion, OracleReport
 from planner.execute.stub import metadata, write_stub
@@ -279,6 +282,35 @@ def test_cases_ask_for_every_share_only_where_there_is_a_gpu() -> None:
 def test_wrong_combinations_are_usage_errors(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checking, "require_llama_cpp", lambda: None)
     assert isinstance(CliRunner().invoke(cli, arguments).exception, UsageError)
+
+
+# What a CUDA build answered
+
+
+def test_the_formulas_hold_against_what_a_cuda_build_answered() -> None:
+    errors: list[float] = []
+    with (Path(__file__).parent / "data" / "llamacpp_memory_cuda.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        placement = Placement(
+            context=int(row["context"]),
+            kv_type=row["kv_type"],
+            gpu_layers=int(row["gpu_layers"]),
+            ubatch=int(row["ubatch"]),
+            flash_attention=row["flash_attention"] == "1",
+            sequences=int(row["sequences"]),
+            gpu_count=1,
+        )
+        made = memory(spec_of(row["model"]), gguf.variant(row["type"]), placement, WITH_GPU)
+        for name, device in (("gpu", made.devices[0]), ("host", made.host)):
+            told = [int(row[f"{name}_{part}"]) for part in ("weights", "kv", "compute")]
+            assert [device.weights_bytes, device.kv_cache_bytes] == told[:2], (row["model"], placement, name)
+            total = device.total_bytes - device.overhead_bytes
+            errors.append(abs(total - sum(told)) / sum(told))
+    errors.sort()
+    assert len(rows) == 492
+    assert fmean(errors) <= 0.005
+    assert errors[int(0.95 * len(errors))] <= 0.02
 
 
 # llama.cpp itself

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from planner.cli import what_if
 from planner.cli.options import json_option, profile_option, verbose_option, workload_options
 from planner.cli.output import console, escape, print_json, ranged, short_rate, table
 from planner.core.candidate import method_and_type
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from planner.core.candidate import Candidate, Rejection
     from planner.core.estimates import DeviceMemory
     from planner.workflow.recommend import Recommendation
+    from planner.workflow.what_if import WhatIf
 
 ALTERNATIVES_SHOWN = 6
 REJECTIONS_SHOWN = 4
@@ -33,27 +35,34 @@ LEFT_OUT_WHEN_NARROW = ("file>", "layers>", "KV")
 @click.argument("model")
 @profile_option
 @workload_options
+@click.option("--what-if", "only_what_if", is_flag=True, help="Only: layers that fit by context and KV cache type.")
 @verbose_option
 @json_option
-def command(model: str, profile: str | None, workload: Workload, verbose: bool, as_json: bool) -> int:
+def command(
+    model: str, profile: str | None, workload: Workload, only_what_if: bool, verbose: bool, as_json: bool
+) -> int:
     """Say how to run MODEL best on this machine, with predicted memory, speed and quality.
 
     MODEL is a catalog name (llama-2-13b), a checkpoint directory, a GGUF file, a hub id (org/name) or a bare
     size (14b, 30b-a3b).
     """
     from planner.workflow.recommend import recommend
+    from planner.workflow.what_if import answers, document
 
     answer = recommend(model, workload, profile=profile)
+    found = answers(answer, table=only_what_if or verbose)
     if as_json:
         from planner.workflow.documents import recommendation_document
 
-        print_json(recommendation_document(answer))
+        print_json({**recommendation_document(answer), "what_if": document(found)})
+    elif only_what_if and found is not None:
+        what_if.show(console(), answer, found, name=True)
     else:
-        show(answer, verbose=verbose)
+        show(answer, verbose=verbose, found=found)
     return Exit.DONE if answer.decision.chosen else Exit.NOTHING_FITS
 
 
-def show(answer: Recommendation, *, verbose: bool) -> None:
+def show(answer: Recommendation, *, verbose: bool, found: WhatIf | None = None) -> None:
     """The recommendation as a page: the machine, the choice, why, the alternatives, the commands."""
     out = console()
     _heading(out, answer)
@@ -71,6 +80,8 @@ def show(answer: Recommendation, *, verbose: bool) -> None:
     out.print()
     _alternatives(out, answer, verbose)
     _rejections(out, answer, verbose)
+    if found is not None:
+        what_if.show(out, answer, found)
     _commands(out, answer, chosen)
 
 

@@ -8,6 +8,7 @@ Source: src/llama-graph.cpp, src/llama-kv-cache.cpp and src/models/ of llama.cpp
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 Dimension = int | str
 Shape = tuple[Dimension, ...]
@@ -31,48 +32,44 @@ IN_PLACE = frozenset({"ADD", "ADD_ID", "MUL", "DIV", "SCALE", "UNARY", "ROPE", "
 class Node:
     """A tensor of the graph: an operation's result, a view, a weight, a cache or an input."""
 
-    __slots__ = (
-        "home",
-        "is_input",
-        "is_output",
-        "op",
-        "padding",
-        "position",
-        "root",
-        "scratch",
-        "scratch_apart",
-        "shape",
-        "size",
-        "src",
-        "weight",
-        "width",
-    )
+    # few nodes differ from these, and a graph has hundreds
+    root: Node | None = None
+    """What a view looks into."""
+    home: int | None = None
+    """Device that holds it before the graph runs (weights and caches)."""
+    weight: WeightKey | None = None
+    """Position of the layer and role of a weight, as ``(3, "ffn_down.weight")``."""
+    is_input = False
+    is_output = False
+    """Read after the graph has run, so never freed or overwritten."""
+    position = GLOBAL
+    """Position of the latest layer that it depends on."""
+    scratch: Terms = ()
+    """What a GPU kernel appends to its result."""
+    scratch_apart: Terms = ()
+    """The same, where V is no longer a view of K because both were copied to this GPU."""
+    padding: Terms = ()
+    """What a GPU appends to a quantized row."""
+    stated_size: Terms | None = None
+    """Bytes, where they do not follow from shape and width."""
 
     def __init__(self, op: str, shape: Shape, src: tuple[Node, ...] = (), *, width: int = 4) -> None:
         self.op = op
         self.shape = shape
         self.src = src
         self.width = width
-        self.size: Terms = terms(shape, width)
-        self.root: Node | None = None
-        """What a view looks into."""
-        self.home: int | None = None
-        """Device that holds it before the graph runs (weights and caches)."""
-        self.weight: WeightKey | None = None
-        """Position of the layer and role of a weight, as ``(3, "ffn_down.weight")``."""
-        self.is_input = False
-        self.is_output = False
-        """Read after the graph has run, so never freed or overwritten."""
-        self.position = GLOBAL
-        """Position of the latest layer that it depends on."""
-        self.scratch: Terms = ()
-        """What a GPU kernel appends to its result."""
-        self.scratch_apart: Terms = ()
-        """The same, where V is no longer a view of K because both were copied to this GPU."""
-        self.padding: Terms = ()
-        """What a GPU appends to a quantized row."""
+
+    @property
+    def size(self) -> Terms:
+        """Bytes; asked of the few tensors that are allocated or copied."""
+        return terms(self.shape, self.width) if self.stated_size is None else self.stated_size
+
+    @size.setter
+    def size(self, size: Terms) -> None:
+        self.stated_size = size
 
 
+@lru_cache(maxsize=4096)
 def terms(shape: Shape, width: int) -> Terms:
     """Bytes of ``shape`` with ``width`` bytes per element."""
     coefficient, symbols = width, []

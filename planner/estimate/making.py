@@ -194,7 +194,7 @@ def _corrected(model: ModelSpec, step: Step, formula: Prediction, site: _Site, q
     same = [m for m in known if _is_same(m, model, step, site)]
     if same:
         seconds = median(model.parameter_count / m.value for m in same[-3:])
-        told = f"measured here, {len(same)} times"
+        told = f"measured here ({len(same)} so far)"
         return Prediction(
             value=seconds, low=0.7 * seconds, high=1.5 * seconds, basis=MEASURED, source=told, terms=formula.terms
         )
@@ -218,7 +218,7 @@ def _corrected(model: ModelSpec, step: Step, formula: Prediction, site: _Site, q
         low=value * min(low, 1 / spread),
         high=value * max(high, spread),
         basis=CALIBRATED,
-        source=f"{_SOURCE}, corrected by {len(known)} steps measured here",
+        source=f"{_SOURCE}, corrected by what was measured here ({len(known)} so far)",
         terms=(*formula.terms, ("correction", factor, "")),
     )
 

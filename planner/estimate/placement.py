@@ -123,7 +123,7 @@ def what_if(
     kinds = tuple(kv_types)
     options = []
     for context in contexts:
-        for kv_type in kinds if context <= model.n_ctx_train else ():
+        for kv_type in kinds:
             asked = dataclasses.replace(placement, context=context, kv_type=kv_type)
             options.append(_option(model, variant, asked, hardware, margin_fraction))
     return tuple(options)

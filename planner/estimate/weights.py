@@ -15,6 +15,8 @@ from planner.methods import get, gguf
 HOST_ALIGNMENT_BYTES = 32
 _LOOKED_UP = ("token_embd.weight", "per_layer_token_embd.weight")
 """Tables of which a token reads one row; llama.cpp keeps them in RAM."""
+_WITH_OUTPUT, _WITH_FIRST_LAYER = ("output", "altup_"), ("per_layer_model_proj", "per_layer_proj_norm")
+"""Tensors outside the layers that lie where the output and the first layer do (``LLM_TENSOR_INFOS``)."""
 _OUTPUT_BEFORE_TABLE = frozenset({"gemma3n"})
 """Tied models whose output llama.cpp makes before the table: its report counts both in RAM (src/models/gemma3n.cpp)."""
 _EXPERTS = tuple(f"ffn_{part}_{kind}." for part in ("up", "down", "gate", "gate_up") for kind in ("exps", "chexps"))
@@ -57,8 +59,10 @@ def _slots(model: ModelSpec) -> _Slots:
                 experts.append(index)
         elif name in _LOOKED_UP:
             slots.append(last + 2)
+        elif name.startswith(_WITH_FIRST_LAYER):
+            slots.append(0)
         else:
-            slots.append(last + 1 if name.startswith("output") else last + 3)
+            slots.append(last + 1 if name.startswith(_WITH_OUTPUT) else last + 3)
         if name == _LOOKED_UP[0] and model.tied_embeddings:
             tied = index
     routed = tuple(model.routed_fraction(tensor) for tensor in model.tensors)

@@ -18,6 +18,7 @@ from planner.core.estimates import (
 )
 from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec
+from planner.core.plan import Step, disk_peak_bytes
 from planner.workflow.recommend import Recommendation
 
 SIGNIFICANT = 6
@@ -37,11 +38,47 @@ def recommendation_document(answer: Recommendation) -> dict[str, Any]:
         "model": model_document(answer.model),
         "hardware": hardware_document(answer.hardware),
         "workload": encode(answer.workload),
-        "chosen": candidate_document(chosen, answer.model) if chosen else None,
-        "alternatives": [candidate_document(c, answer.model) for c in decision.alternatives],
+        "chosen": _with_making(chosen, answer) if chosen else None,
+        "alternatives": [_with_making(c, answer) for c in decision.alternatives],
         "rejected": [encode(rejection) for rejection in decision.rejected],
         "trace": [encode(entry) for entry in decision.trace],
     }
+
+
+def _with_making(candidate: Candidate, answer: Recommendation) -> dict[str, Any]:
+    """A candidate and what making it takes on the machine."""
+    from planner.estimate.making import forecast
+
+    made = forecast(answer.model, candidate.variant, answer.hardware, threads=candidate.placement.threads)
+    return {**candidate_document(candidate, answer.model), "making": making_document(made)}
+
+
+def making_document(steps: tuple[Step, ...]) -> dict[str, Any]:
+    """Time, memory and disk of the steps that make an artifact; ``null`` where nothing sourced is known."""
+    listed = [
+        {
+            "step": step.name,
+            "method": step.method,
+            "type": step.type,
+            "output_bytes": step.predicted_bytes,
+            "scratch_bytes": step.predicted_scratch_bytes,
+            "seconds": _prediction(step.predicted_seconds),
+            "peak_memory_bytes": _prediction(step.predicted_memory),
+            "gpu_peak_memory_bytes": _prediction(step.predicted_gpu_memory),
+        }
+        for step in steps
+        if step.kind != "verify"
+    ]
+    makers = tuple(step for step in steps if step.kind != "verify")
+    return {"steps": listed, "disk_peak_bytes": disk_peak_bytes(makers)}
+
+
+def _prediction(prediction: Prediction | None) -> dict[str, Any] | None:
+    if prediction is None:
+        return None
+    ends = {"value": prediction.value, "low": prediction.low, "high": prediction.high}
+    shown = {name: rounded(value) for name, value in ends.items()}
+    return {**shown, "basis": prediction.basis, "source": prediction.source}
 
 
 def model_document(model: ModelSpec) -> dict[str, Any]:
