@@ -25,6 +25,8 @@ from speed_rows import Rows, load_rows
 from planner.core.data import data_path
 
 FOLDS, SEED = 10, 0
+LAUNCH = "nuisance.launch."
+"""Conditions of a build that cost time per kernel launch, not in proportion to the whole token."""
 
 
 def design(names: dict[str, int], role_names: list[tuple[str, ...]]) -> np.ndarray:
@@ -47,7 +49,9 @@ class Model:
         wanted += sorted({name for row in rows.nuisances for name in row})
         self.names = {name: i for i, name in enumerate(names if names is not None else wanted)}
         self.designs = {role: design(self.names, [r[role] for r in roles]) for role in roles[0]}
-        self.nuisance = design(self.names, rows.nuisances)
+        launch = [tuple(n for n in row if n.startswith(LAUNCH)) for row in rows.nuisances]
+        self.launch = design(self.names, launch)
+        self.nuisance = design(self.names, rows.nuisances) - self.launch
         self.mean = np.array([fit.prior(name)[0] for name in self.names])
         self.sigma = np.array([fit.prior(name)[1] for name in self.names])
         self.target = np.log(rows.seconds)
@@ -55,6 +59,8 @@ class Model:
     def log_seconds(self, theta: np.ndarray, nuisance: bool) -> np.ndarray:
         """Logarithm of the predicted seconds of every row."""
         k = {role: np.exp(matrix @ theta) for role, matrix in self.designs.items()}
+        if nuisance and self.fit.launch:
+            k["layer_seconds"] = k["layer_seconds"] * np.exp(self.launch @ theta)
         log_time = np.log(self.fit.seconds(self.rows, k))
         return log_time + self.nuisance @ theta if nuisance else log_time
 
@@ -212,7 +218,8 @@ def run(fit: Fit, all_rows: Rows) -> list[str]:
     for label, (low, high, count) in table.items():
         lines += toml_table(f"{fit.name}.interval.{label}", {"low": low * factor, "high": high * factor, "rows": count})
     if fit.split:
-        lines += toml_table(f"{fit.name}.interval.split", {"low": fit.split[0], "high": fit.split[1], "rows": 6})
+        low, high, count = fit.split
+        lines += toml_table(f"{fit.name}.interval.split", {"low": low, "high": high, "rows": count})
     if fit.offsets:
         fitted = model.target - model.log_seconds(theta, True)  # an old build is no property of the device
         offsets, _ = device_offsets(rows, -fitted)

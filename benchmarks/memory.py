@@ -1,4 +1,4 @@
-"""Error of the memory estimate against llama.cpp's own no-alloc report, per model.
+"""Error of the memory estimate: against llama.cpp's own no-alloc report per model, published figures, and rivals.
 
 Run: ``python benchmarks/memory.py [truth.csv]``; without a path the sample in tests/data is used.
 """
@@ -13,7 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import published_memory  # noqa: E402
+import rivals  # noqa: E402
 
 from planner.core.candidate import Placement  # noqa: E402
 from planner.core.estimates import DeviceMemory  # noqa: E402
@@ -103,7 +106,23 @@ def main(path: Path) -> None:
     print(f"{'model, device, part':34} {'rows':>6} {'mean':>9} {'p95':>9} {'p99':>9} {'max':>9} {'exact':>8}")
     for (model, device, part), found in sorted(errors.items()):
         print(line(f"{model} {device} {part}", found))
-    print(f"{len(told)} estimates in {seconds:.2f} s")
+    print(f"{len(told)} estimates in {seconds:.2f} s\n")
+    print("\n".join(published_memory.table()), end="\n\n")
+    print("\n".join(rivals.lines(on_gpu(told))))
+
+
+def on_gpu(told: list[Row]) -> list[rivals.Case]:
+    """Rows with all layers on the GPU and one sequence, at most one of each model, context, type and KV type."""
+    cases: dict[tuple[str, int, str, str], rivals.Case] = {}
+    for row in told:
+        model = catalog.lookup(row["model"])
+        plain = row["n_seq_max"] == "1" and row["n_ubatch"] == "512" and row["fa_used"] == "1"
+        if model is None or row["backend"] == "cpu" or not plain or int(row["n_gpu_layers"]) <= model.n_layer:
+            continue
+        estimated, reported = compared(row)["GPU"][-1]
+        key = (row["model"], int(row["n_ctx"]), row["weights"], row["type_k"])
+        cases.setdefault(key, (*key, reported, estimated))
+    return sorted(cases.values())
 
 
 if __name__ == "__main__":

@@ -64,6 +64,11 @@ def _nuisances(row: dict[str, str]) -> tuple[str, ...]:
     names = [f"nuisance.kind.{row['kind']}"]
     if _old_build(row):
         names.append("nuisance.old_build")
+    if row["method"] == "gguf" and row["backend"] == "cuda":
+        if _old_build(row):
+            names.append("nuisance.launch.old_build")
+        if row["kind"] == "localscore":  # a CUDA build of its own, of early 2025
+            names.append("nuisance.launch.localscore")
     if row["gpu_count"] not in ("", "1"):
         names.append("nuisance.layer_split")
     return tuple(names)

@@ -42,7 +42,8 @@ def spec(row: dict[str, str]) -> ModelSpec:
     }
     if row["experts"]:
         config |= {"num_local_experts": int(row["experts"]), "num_experts_per_tok": 2}
-    return spec_from_config(config, name=row["model"], family=None, source=ModelSource(kind="catalog", location="random"))
+    source = ModelSource(kind="catalog", location="random")
+    return spec_from_config(config, name=row["model"], family=None, source=source)
 
 
 def variant(row: dict[str, str]) -> Variant:

@@ -60,7 +60,7 @@ def test_recommend_answers_for_this_machine(qplan: Qplan) -> None:
 def test_recommend_as_json_keeps_the_contract(qplan: Qplan) -> None:
     document = json.loads(qplan("recommend", "llama-2-13b", "--profile", "rtx-4090", "--json").stdout)
     keys = ["format_version", "model", "hardware", "workload", "chosen", "alternatives", "rejected", "trace"]
-    assert list(document) == keys
+    assert list(document)[: len(keys)] == keys
     candidate = document["chosen"]
     wanted = {"method", "format", "runtime", "type", "group_size", "bits_per_weight", "context", "kv_type"}
     wanted |= {"gpu_layers", "tensor_parallel", "memory", "speed", "quality", "file_bytes", "commands"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ import pytest
 from planner.core.candidate import Placement
 from planner.core.estimates import MemoryEstimate
 from planner.core.units import MIB
+from planner.estimate import speed_formula
 from planner.estimate.memory import memory, peak_memory_bytes
+from planner.estimate.speed_work import work
 from planner.methods import gguf
 from planner.models import catalog
 from planner.probe import load_profile
@@ -19,6 +22,7 @@ from planner.probe import load_profile
 RECORD = Path(__file__).parent / "data" / "gpu_h100.jsonl"
 ROWS: list[dict[str, Any]] = [json.loads(line) for line in RECORD.read_text().splitlines()[1:]]
 ON_GPU = [row for row in ROWS if row["case"]["gpu_layers"]]
+SPLIT = [row for row in ON_GPU if row["case"]["cpu_expert_layers"] or row["case"]["part"] < 1]
 ROUNDING = 0.006 * MIB
 """llama.cpp prints MiB with two digits."""
 
@@ -67,3 +71,21 @@ def test_what_the_driver_counts_lies_in_the_interval(row: dict[str, Any]) -> Non
     peak = peak_memory_bytes(spec, variant, placement(row), load_profile("h100-80gb"))
     assert peak is not None
     assert peak.contains(row["process_bytes"])
+
+
+@pytest.mark.parametrize("row", ON_GPU, ids=label)
+def test_what_the_driver_takes_beside_the_buffers(row: dict[str, Any]) -> None:
+    told, case = row["told"], row["case"]
+    beside = row["process_bytes"] - sum(told[f"gpu {part}"] for part in ("model", "KV", "compute"))
+    if case["flash_attention"]:  # without it, temporary pools come on top
+        assert estimated(row).devices[0].overhead_bytes == pytest.approx(beside, abs=40 * MIB)
+
+
+@pytest.mark.parametrize("row", SPLIT, ids=label)
+def test_a_prompt_waits_for_the_weights_it_copies(row: dict[str, Any]) -> None:
+    spec, hardware = catalog.lookup(row["case"]["model"]), load_profile("h100-80gb")
+    assert spec is not None
+    variant, placed = gguf.variant(row["case"]["type"], imatrix=False), placement(row)
+    found = speed_formula.prefill(work(spec, variant, placed), variant, speed_formula.site(placed, hardware))
+    assert found is not None and found.split and found.bound_by == "link"
+    assert placed.prompt_tokens / found.seconds == pytest.approx(median(row["prefill"]), rel=0.35)

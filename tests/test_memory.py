@@ -18,7 +18,7 @@ from planner.core.estimates import MemoryEstimate
 from planner.core.hardware import Cpu, Gpu, HardwareProfile, Memory
 from planner.core.model import ModelSpec
 from planner.core.units import GIB, MIB
-from planner.estimate import kv_cache
+from planner.estimate import kv_cache, weights
 from planner.estimate.memory import cpu_peak_memory_bytes, memory, numpy_logits_bytes, peak_memory_bytes
 from planner.estimate.weights import bytes_read_per_token
 from planner.methods import get, gguf
@@ -202,3 +202,23 @@ def test_bytes_read_per_token_count_used_experts_and_no_lookup() -> None:
     mixed = bytes_read_per_token(spec, variant, Placement(context=1, gpu_layers=17, gpu_count=1))
     assert sum(mixed) == pytest.approx(on_gpu, abs=2)
     assert mixed[0] == pytest.approx(on_gpu / 2, rel=0.02)
+
+
+def test_amx_copies_what_its_kernels_take_and_leaves_experts_alone() -> None:
+    """As llama.cpp reports its AMX buffer: Q6_K keeps its size, a block of Q8_0 grows from 34 to 38 bytes."""
+    amx = ("amx_int8", "avx512_vnni", "avx512f", "avx2")
+    dense, mixture = catalog.lookup("llama-2-7b"), catalog.lookup("qwen3-30b-a3b")
+    assert dense is not None and mixture is not None
+
+    def copied(model: ModelSpec, type_: str, simd: tuple[str, ...]) -> int:
+        return weights.repacked_bytes(model, gguf.variant(type_, imatrix=False), model.n_layer, True, simd)
+
+    def matrices(type_: str) -> int:
+        sizes = zip(dense.tensors, gguf.tensor_bytes(dense, gguf.variant(type_, imatrix=False)), strict=True)
+        return sum(n for t, n in sizes if len(t.shape) > 1 and t.name != "token_embd.weight")
+
+    assert copied(dense, "Q6_K", amx[1:]) == 0
+    assert copied(dense, "Q6_K", amx) == matrices("Q6_K")
+    assert copied(dense, "Q8_0", amx) == matrices("Q8_0") * 38 // 34
+    assert copied(dense, "F16", amx) == matrices("F16")
+    assert copied(mixture, "Q8_0", amx) < 0.1 * sum(gguf.tensor_bytes(mixture, gguf.variant("Q8_0", imatrix=False)))

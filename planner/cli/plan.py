@@ -26,13 +26,15 @@ def command(model: str, output: str, profile: str | None, workload: Workload, as
     """
     from planner.core.codec import encode, write_atomically
     from planner.execute.preflight import check_replaceable
-    from planner.workflow.planning import make_plan, plan_text
+    from planner.workflow.planning import conversion_note, make_plan, plan_text
     from planner.workflow.recommend import recommend
 
     path = existing(output)
     check_replaceable(path, "content_sha256")
     answer = recommend(model, workload, profile=profile, output=path.absolute().parent, measure=True)
     made = make_plan(answer)
+    if needed := conversion_note(answer.model):
+        click.echo(f"note: {needed}", err=True)
     chosen = answer.decision.chosen
     if chosen is not None and chosen.variant.method != made.variant.method:
         note = f"{chosen.variant.label()} ranks first, but this version cannot carry {chosen.variant.method} out"

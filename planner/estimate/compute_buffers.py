@@ -76,19 +76,21 @@ def _plan(
 ) -> tuple[tuple[tuple[int, int, int], ...], tuple[Step, ...]]:
     """The layers to compile, as ``(layer, device, experts' device)``, and the step of every layer of the model.
 
-    Per pair of devices and shape the first two layers and the last are compiled; the others are like the second.
+    Per pair of devices and shape the first two layers and the last are compiled; the others are like the second. Where
+    experts lie elsewhere than their layer, a copy outlives its layer, so the last but one is not like the second.
     """
     members: dict[tuple[int, int, int], list[int]] = {}
     experts = (*(host for _ in devices[:expert_layers]), *devices[expert_layers:])
     keys = tuple(zip(shapes, devices, experts, strict=True))
     for layer, key in enumerate(keys):
         members.setdefault(key, []).append(layer)
-    chosen = sorted({layer for own in members.values() for layer in (*own[:2], own[-1])})
+    apart = {key: own if len(own) < 4 else [*own[:2], *own[-1 - (key[1] != key[2]) :]] for key, own in members.items()}
+    chosen = sorted(layer for own in apart.values() for layer in own)
     position = {layer: at for at, layer in enumerate(chosen)}
     steps = [Step(0, GLOBAL)]
     for layer, key in enumerate(keys):
         own = members[key]
-        repeated = len(own) > 2 and layer not in (own[0], own[-1])
+        repeated = layer not in apart[key]
         at = position[own[1] if repeated else layer]
         steps.append(Step(at + 1, layer, kinds[layer] if repeated else None))
     return tuple(keys[layer] for layer in chosen), tuple(steps)

@@ -102,14 +102,20 @@ class _Allocation:
             self._allocate(node, device)
         for node in self.graph.leafs:
             self._allocate(node, self.devices.get(node, self.host))
+        slots, children = self.slots, self.children
         for node, device, helper in self.order:
-            self.position = max(self.position, node.position)
-            for source in self.sources[node]:
-                self._allocate(source, device)
+            if node.position > self.position:
+                self.position = node.position
+            sources = self.sources[node]
+            for source in sources:
+                if source.root is None and source not in slots:
+                    self._allocate(source, device)
             if not helper or node in self.copy_of:
                 self._allocate(node, device)
-            for source in self.sources[node]:
-                self._release(source)
+            for source in sources:
+                children[source] -= 1
+                if not children[source]:
+                    self._release(source)
         segments = tuple(self._segments(device) for device in range(len(self.events)))
         return Program(segments, tuple(self.sizes), split_count)
 
@@ -231,8 +237,7 @@ class _Allocation:
         return False
 
     def _release(self, source: Node) -> None:
-        self.children[source] -= 1
-        if self.children[source] or self.views.get(source):
+        if self.views.get(source):
             return
         if source.root is None:
             self._free(source)

@@ -58,6 +58,7 @@ _GPU_PROCESS_BYTES = 700 * MIB
 _A100_FLOPS = 312e12
 """Dense bfloat16 of the GPU the GPTQ figures are of."""
 _SOURCE = "data/quantize_rates.csv"
+_TORCH_SOURCE = "the 16-bit weights, torch and its working memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,8 @@ def _converting(model: ModelSpec, variant: Variant, step: Step, site: _Site) -> 
     seconds = _seconds(START_SECONDS, work, moved, (("converting", weights / rate, "s"),))
     block = min(CONVERT_BLOCK_BYTES, 2 * gguf.largest_tensor(model)) * (1 if same else 4)
     vocabulary = model.n_vocab * _VOCABULARY_BYTES.get(model.tokenizer or "bpe", 1300.0)
-    memory = _memory(CONVERT_BASE_BYTES + block + vocabulary, high=CONVERT_BASE_BYTES + 1.5 * block + 3 * vocabulary)
+    most = CONVERT_BASE_BYTES + 1.5 * block + 3 * vocabulary
+    memory = _memory(CONVERT_BASE_BYTES + block + vocabulary, most, "blocks of the converter, and the vocabulary")
     return replace(
         step,
         predicted_seconds=_corrected(model, step, seconds, site, CONVERT_RATE),
@@ -163,11 +165,12 @@ def quantize_memory(model: ModelSpec, types: tuple[str, ...]) -> Prediction:
         mapped = ggml.tensor_bytes(source, tensor.shape)
         made = 4 * tensor.element_count + ggml.tensor_bytes(type_, tensor.shape) if type_ != source else 0
         most = max(most, mapped + min(made, QUANTIZE_BUFFER_BYTES))
-    return _memory(QUANTIZE_BASE_BYTES + most, high=1.15 * (QUANTIZE_BASE_BYTES + most))
+    total = QUANTIZE_BASE_BYTES + most
+    return _memory(total, 1.15 * total, "buffers of llama_model_quantize for the largest tensor")
 
 
-def _memory(value: float, high: float) -> Prediction:
-    return Prediction(value=value, low=0.85 * value, high=max(high, 1.15 * value), basis=FORMULA, source=_SOURCE)
+def _memory(value: float, high: float, source: str) -> Prediction:
+    return Prediction(value=value, low=0.85 * value, high=max(high, 1.15 * value), basis=FORMULA, source=source)
 
 
 def _seconds(start: float, work: float, moved_bytes: float, terms: tuple[tuple[str, float, str], ...]) -> Prediction:
@@ -244,10 +247,10 @@ def _served(model: ModelSpec, variant: Variant, step: Step, site: _Site) -> Step
         return replace(step, predicted_bytes=0) if variant.type != "fp8" else step
     loaded = 2.0 * model.parameter_count + _TORCH_BYTES
     if variant.method == "bitsandbytes":
-        memory = _memory(loaded + size, high=1.1 * loaded + size)
+        memory = _memory(loaded + size, 1.1 * loaded + size, _TORCH_SOURCE)
         return replace(step, predicted_seconds=_loading(model, variant, site), predicted_memory=memory,
                        predicted_peak_bytes=round(memory.high))  # fmt: skip
-    memory = _memory(loaded + 4 * GIB, high=1.2 * loaded + 16 * GIB)
+    memory = _memory(loaded + 4 * GIB, 1.2 * loaded + 16 * GIB, _TORCH_SOURCE)
     return replace(
         step,
         predicted_scratch_bytes=2 * model.parameter_count,

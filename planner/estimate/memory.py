@@ -20,8 +20,12 @@ from planner.estimate.compute_buffers import compute_bytes
 CUDA_CONTEXT_BYTES = 450 * MIB
 """CUDA context and kernels on an RTX 4090, https://github.com/ggml-org/llama.cpp/pull/15860 (2025-09)."""
 CUBLAS_WORKSPACE_BYTES = 4 * MIB
-"""Per stream; 32 MiB on Hopper and later, https://docs.nvidia.com/cuda/cublas/#cublassetworkspace."""
-CUBLAS_WORKSPACE_HOPPER_BYTES = 32 * MIB
+"""Per stream, https://docs.nvidia.com/cuda/cublas/#cublassetworkspace."""
+HOPPER_CONTEXT_BYTES = 600 * MIB
+"""What the driver counts for a process beside llama.cpp's buffers on an H100 80GB: 600-603 MiB in 14 runs of quantised
+models wholly on the GPU (llama-cpp-python 0.3.36, CUDA 13.0, driver 580, 2026-11-23; benchmarks/gpu_check.py)."""
+HOPPER_CUBLAS_BYTES = 100 * MIB
+"""What cuBLAS adds to that once it multiplies: 96-104 MiB with F16 weights and with experts (the same runs)."""
 RUNTIME_BYTES = 41 * MIB
 """Resident set of Python with llama_cpp and numpy imported, before a model: 41.1 MiB with llama-cpp-python 0.3.36 and
 Python 3.11 on Linux x86-64 (2026-11-23)."""
@@ -88,7 +92,7 @@ def memory(model: ModelSpec, variant: Variant, placement: Placement, hardware: H
             weights_bytes=device_weights(model, variant, devices, index, on_gpu=True, expert_layers=experts),
             kv_cache_bytes=_device_cache(model, placement, devices, index, on_gpu=True),
             compute_bytes=compute[index],
-            overhead_bytes=overhead_bytes(gpu),
+            overhead_bytes=overhead_bytes(gpu, uses_cublas(model, variant)),
             capacity_bytes=gpu.usable_bytes(),
         )
         for index, gpu in enumerate(gpus)
@@ -149,12 +153,18 @@ def _device_cache(
     return sums[min(end, model.n_layer)] - sums[min(start, model.n_layer)]
 
 
-def overhead_bytes(gpu: Gpu) -> int:
+def uses_cublas(model: ModelSpec, variant: Variant) -> bool:
+    """Whether llama.cpp's CUDA back end calls cuBLAS: for unquantised weights, and beside the experts of a mixture."""
+    return model.mixture is not None or variant.type in ("F32", "F16", "BF16")
+
+
+def overhead_bytes(gpu: Gpu, cublas: bool = False) -> int:
     """What the driver and its libraries take on a GPU beside llama.cpp's buffers; 0 where no source says."""
     if gpu.backend != "cuda":
         return 0
-    hopper = gpu.compute_capability is not None and float(gpu.compute_capability) >= 9.0
-    return CUDA_CONTEXT_BYTES + (CUBLAS_WORKSPACE_HOPPER_BYTES if hopper else CUBLAS_WORKSPACE_BYTES)
+    if gpu.compute_capability is not None and float(gpu.compute_capability) >= 9.0:
+        return HOPPER_CONTEXT_BYTES + (HOPPER_CUBLAS_BYTES if cublas else 0)
+    return CUDA_CONTEXT_BYTES + CUBLAS_WORKSPACE_BYTES
 
 
 def host_overhead_bytes(

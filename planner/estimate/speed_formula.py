@@ -21,6 +21,12 @@ _EAGER = ("gptqmodel", "autogptq", "bitsandbytes", "peft")
 CROSSING_SECONDS = 6e-5
 """Handing the hidden state from GPU to CPU and back once per token. An assumption, no published row shows it alone;
 it is 0.1-1 % of the token's time in a split model."""
+PAGEABLE_BYTES_PER_SECOND = 6.7e9
+"""Copying a dense model's mapped weights to a GPU: 6.0-7.7 GB/s on an H100 with PCIe 5.0 x16, as the pages are not
+pinned and the driver copies them first. From the five partly offloaded dense runs of tests/data/gpu_h100.jsonl
+(benchmarks/gpu_check.py, 2026-11-23), less the time of the same prompt wholly on the GPU."""
+PAGEABLE_EXPERT_BYTES_PER_SECOND = 15.4e9
+"""The same for experts, whose tensors are larger: 13.7-16.9 GB/s in the three runs of a mixture."""
 TENSOR_PARALLEL_EFFICIENCY = 0.8
 """Share of the ideal speed-up over several GPUs. An assumption, not yet fitted."""
 
@@ -282,24 +288,26 @@ def _cpu_prefill(work: Work, variant: Variant, where: Site, share: float) -> Tim
 
 
 def _split_prefill(work: Work, variant: Variant, where: Site, parts: list[Timing | None]) -> Timing | None:
-    """A prompt of 32 tokens or more: the host's weights travel to the GPU once per micro-batch (op offload)."""
+    """A prompt of 32 tokens or more: the host's weights travel to the GPU once per micro-batch (op offload).
+
+    llama.cpp does so whether or not its own cores would be faster.
+    """
     whole = [_gpu_prefill(_all_on_gpu(work), variant, gpu, share) for gpu, share in where.shared()]
     computed = _joined(whole, None)
-    on_cpu = _cpu_prefill(work, variant, where, share=1 - work.gpu_share)
-    joined = _joined(parts, on_cpu) if on_cpu else None
     link = where.gpus[0].link_bytes_per_second
     if computed is None or link is None or work.prompt < 32:
-        return joined
-    moved = work.passes * work.host_streamed_bytes / link
-    offloaded = Timing(
+        on_cpu = _cpu_prefill(work, variant, where, share=1 - work.gpu_share)
+        return _joined(parts, on_cpu) if on_cpu else None
+    rate = min(link, PAGEABLE_EXPERT_BYTES_PER_SECOND if work.moe else PAGEABLE_BYTES_PER_SECOND)
+    moved = work.passes * work.host_streamed_bytes / rate
+    return Timing(
         seconds=computed.seconds + moved,
-        terms=(*computed.terms, ("host weights over the link", moved, "s")),
+        terms=(*computed.terms, ("copying rate", rate, "B/s"), ("host weights copied to the GPU", moved, "s")),
         bound_by="link" if moved > computed.seconds else computed.bound_by,
         case=computed.case,
         fit=computed.fit,
         split=True,
     )
-    return offloaded if joined is None or offloaded.seconds < joined.seconds else joined
 
 
 def _all_on_gpu(work: Work) -> Work:

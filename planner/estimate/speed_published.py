@@ -9,7 +9,7 @@ from functools import cache
 
 from planner.core.data import data_path
 
-_TRUSTED = ("llama-bench", "ollama")
+_TRUSTED = ("llama-bench", "ollama", "qplan")
 _SUFFIX = re.compile(r"-(instruct|chat|it|hf|base|text|2507|2410|2501|v0\.[123])$")
 # Same tensor shapes under another name.
 _SAME_SHAPE = {

@@ -38,6 +38,8 @@ class Case:
     method: str = "gguf"
 
 
+_WIDE = ("ga100", "hopper")
+"""Chips whose matrix units are 16 times as wide as their FP32 ones: cuBLAS fills them, the kernels that unpack do not."""
 _TYPE_CLASSES = {
     "Q4_K_M": "Q4_K",
     "Q4_K_S": "Q4_K",
@@ -138,6 +140,7 @@ def gpu_prefill_roles(case: Case) -> Roles:
             f"matmul.chip.{c}",
             f"matmul.{b}.{c}",
             f"matmul.type.{case.type_class}",
+            *(("matmul.wide.F16",) if c in _WIDE and case.type_class in ("F16", "BF16") else ()),
             *((f"matmul.moe.{b}",) if case.moe else ()),
             *_flags(case, "matmul"),
         ),

@@ -10,6 +10,7 @@ from planner.core.candidate import Placement, Variant
 from planner.core.model import ModelSpec
 from planner.core.units import pad
 from planner.estimate.kv_cache import gpu_tensor_bytes
+from planner.formats.ggml import type_traits
 from planner.methods import get, gguf
 
 HOST_ALIGNMENT_BYTES = 32
@@ -24,6 +25,9 @@ _EXPERTS = tuple(f"ffn_{part}_{kind}." for part in ("up", "down", "gate", "gate_
 # (ggml/src/ggml-cpu/repack.cpp, ggml_repack_get_optimal_repack_type). Rows come in eights, in fours on dotprod.
 _REPACKED_AVX2 = frozenset({"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"})
 _REPACKED_AVX512 = _REPACKED_AVX2 | {"Q2_K"}
+# AMX is asked before the interleaved kernels, for all but experts, and keeps these types, with bytes added per block of
+# some (ggml/src/ggml-cpu/amx: common.h, mmq.cpp and amx.cpp); F16 it copies as it is.
+_AMX_ADDED_BYTES = {"Q4_0": 0, "Q4_1": 0, "Q8_0": 4, "Q4_K": 4, "Q5_K": 4, "Q6_K": 0, "IQ4_XS": 2, "F16": 0}
 _REPACKED_NEON = frozenset({"Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4", "Q1_0"})
 
 
@@ -147,15 +151,21 @@ def global_bytes(model: ModelSpec, variant: Variant) -> tuple[int, int]:
 def repacked_bytes(model: ModelSpec, variant: Variant, host_layers: int, output: bool, simd: tuple[str, ...]) -> int:
     """Bytes that the CPU back end keeps interleaved for the first ``host_layers`` layers, and the output.
 
-    Source: ggml/src/ggml-cpu/repack.cpp of llama.cpp as in llama-cpp-python 0.3.36.
+    Source: ggml/src/ggml-cpu/repack.cpp and amx/ of llama.cpp as in llama-cpp-python 0.3.36.
     """
-    types = _repacked_types(simd)
+    types, amx = _repacked_types(simd), {"amx_int8", "avx512_vnni"} <= set(simd)
     total = 0
     for tensor, type_, size in zip(
         model.tensors, gguf.tensor_types(model, variant), gguf.tensor_bytes(model, variant), strict=True
     ):
         here = output and tensor.name == "output.weight" if tensor.layer is None else tensor.layer < host_layers
-        if here and type_ in types and len(tensor.shape) > 1 and tensor.shape[1] % 8 == 0 and _multiplied(tensor.name):
+        if not here or len(tensor.shape) < 2 or not _multiplied(tensor.name):
+            continue
+        if amx and type_ in _AMX_ADDED_BYTES and tensor.shape[1] % 32 == 0 and not is_expert(tensor.name):
+            total += pad(
+                size + _AMX_ADDED_BYTES[type_] * (size // type_traits(type_).block_bytes), HOST_ALIGNMENT_BYTES
+            )
+        elif type_ in types and tensor.shape[1] % 8 == 0:
             total += pad(size, HOST_ALIGNMENT_BYTES)
     return total
 

@@ -82,7 +82,8 @@ def check_output(plan: Plan, output: Path) -> None:
     for step in plan.making_steps():
         path = output / str(step.output)
         receipt = receipts.read(output, step.name)
-        if path.exists() and (receipt is None or receipt.output != step.output or not path.is_file()):
+        ours = receipts.begun(output, step) or (receipt is not None and receipt.output == step.output)
+        if path.exists() and not (ours and path.is_file()):
             raise ExecutionFailed(
                 f"{path} exists and was not made by this plan",
                 hint="choose another folder with --output, or remove it",

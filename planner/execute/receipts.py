@@ -69,6 +69,24 @@ def path_of(output: Path, step: str) -> Path:
 def write(output: Path, receipt: Receipt) -> None:
     """Keep a receipt."""
     write_atomically(path_of(output, receipt.step), canonical_json(receipt) + "\n")
+    _begun_path(output, receipt.step).unlink(missing_ok=True)
+
+
+def begin(output: Path, step: Step) -> None:
+    """Note that a step is about to make its output: killed before its receipt, the file is still known as ours."""
+    write_atomically(_begun_path(output, step.name), canonical_json({"output": step.output}) + "\n")
+
+
+def begun(output: Path, step: Step) -> bool:
+    """Whether a step that would make this very output was started here and left no receipt."""
+    with contextlib.suppress(InputError):
+        noted = read_json(_begun_path(output, step.name))
+        return isinstance(noted, dict) and noted.get("output") == step.output
+    return False
+
+
+def _begun_path(output: Path, step: str) -> Path:
+    return output / FOLDER / f"{step}.begun.json"
 
 
 def read(output: Path, step: str) -> Receipt | None:

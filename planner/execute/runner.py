@@ -108,6 +108,7 @@ def run_steps(
     made = []
     for step in plan.making_steps():
         if step in steps:
+            receipts.begin(place.output, step)
             receipt = _run_step(plan, step, place, keys[step.name], observer.started(step))
             receipts.write(place.output, receipt)
             observer.finished(step, receipt, reused=False)

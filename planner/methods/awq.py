@@ -51,6 +51,7 @@ def _bytes(tensor: Tensor, group_size: int | None) -> int:
     return count * (rows_in * columns_out // 2 + groups * columns_out // 2 + 2 * groups * columns_out)
 
 
+@lru_cache(maxsize=512)
 def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
     """Bytes on disk: three tensors per linear layer."""
     return common.safetensors_size(model, tensor_bytes(model, variant), tensors_per_linear=3)

@@ -63,6 +63,7 @@ def _bytes(tensor: Tensor, type_: str) -> int:
     return count * (weights // 2 + blocks + 4 * nested + _STATE_BYTES)
 
 
+@lru_cache(maxsize=512)
 def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
     """Bytes on disk: weight, absmax, nested absmax, two codes and the state per 4-bit layer; weight, scale, format."""
     per_linear = 3 if variant.type == "int8" else 6

@@ -62,6 +62,7 @@ def _bytes(tensor: Tensor, width: int, group_size: int | None) -> int:
     return count * (packed + zeros + 2 * groups * columns_out + 4 * rows_in)
 
 
+@lru_cache(maxsize=512)
 def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
     """Bytes on disk: four tensors per linear layer."""
     return common.safetensors_size(model, tensor_bytes(model, variant), tensors_per_linear=4)

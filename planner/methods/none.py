@@ -52,6 +52,7 @@ def _fp8_bytes(tensor: Tensor) -> int:
     return count * columns_out * (rows_in + 2)
 
 
+@lru_cache(maxsize=512)
 def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
     """Bytes on disk."""
     return common.safetensors_size(
@@ -70,5 +71,9 @@ def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
 
 
 def commands(model: ModelSpec, candidate: Candidate) -> dict[str, str]:
-    """vLLM and transformers, on the weights as published."""
-    return {"quantize": "nothing to do: the published weights are used", **serving.vllm(model, candidate, None)}
+    """vLLM and transformers, on the weights as published; vLLM makes FP8 of them while it loads."""
+    found = serving.vllm(model, candidate, None)
+    if candidate.variant.type != FP8:
+        return {"quantize": "nothing to do: the published weights are used", **found}
+    serve = f"{found['serve']} --quantization fp8"
+    return {"quantize": "nothing to do: vLLM makes FP8 of the published weights as it loads them", "serve": serve}

@@ -163,10 +163,10 @@ def _shares(case: Case, count: int) -> tuple[float, ...]:
     given = case.get("tensor_split")
     if given is None:
         return ()
-    parts = given.split(",") if isinstance(given, str) else given
+    parts: list[Any] = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else [None]
     try:
         shares = tuple(float(part) for part in parts if not isinstance(part, bool)) if len(parts) <= count else ()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         shares = ()
     if len(shares) < len(parts) or not any(shares) or not all(0 <= share < _LARGEST_SHARE for share in shares):
         wanted = f"`tensor_split` must be a list of at most {count} shares, one for each GPU"

@@ -66,6 +66,16 @@ def _steps(answer: Recommendation, chosen: Candidate) -> tuple[Step, ...]:
     return forecast(answer.model, chosen.variant, answer.hardware, threads=threads, calibration=calibration)
 
 
+def conversion_note(model: ModelSpec) -> str | None:
+    """What ``apply`` will need besides to convert the model, as far as its config.json tells; ``None``: nothing."""
+    from planner import convert
+
+    if model.source.kind != "directory":
+        return None
+    reason = convert.can_convert(read_json(Path(model.source.location) / "config.json"))
+    return reason and f"{reason}; `qplan apply` will need --llama-cpp DIR, a checkout with llama.cpp's converter"
+
+
 def best_executable(answer: Recommendation) -> Candidate | None:
     """The first candidate, in order of rank, whose method ``apply`` carries out."""
     if answer.decision.chosen is None:
