@@ -35,10 +35,11 @@ class Fit:
     launch: bool = False
     """Whether what an old build's launches cost is fitted apart, per layer."""
     split: tuple[float, float, int] | None = None
-    """Interval, and rows behind it, of a model split between GPU and host, set by hand: six rows have a known split (five of one machine in
-    2023, with the KV cache on the host). Measured over predicted decode: 1.05, 1.00, 0.63, 0.61, 0.52 and 1.36.
-    Prefill: eight runs of one machine (tests/data/gpu_h100.jsonl) set the copying rate and lie within 25 % of it; how
-    fast other hosts copy is a judgement."""
+    """Interval of a model split between GPU and host, set by hand, and the rows with a known split behind it.
+
+    Decode: five of one machine in 2023, with the KV cache on the host, and one more: measured over predicted 1.05,
+    1.00, 0.63, 0.61, 0.52 and 1.36. Prefill: eight runs of one machine (tests/data/gpu_h100.jsonl) set the copying
+    rate and lie within 12 % of it; how fast other hosts copy is a judgement."""
 
     def prior(self, name: str) -> tuple[float, float]:
         """Mean and sigma of the logarithm of the factor ``name``."""

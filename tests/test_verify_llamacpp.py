@@ -29,6 +29,7 @@ from planner.core.measurement import (
     QUANTITIES,
 )
 from planner.core.plan import Expectation
+from planner.execute import process
 from planner.verify import run
 from planner.verify.artifact import Subject, verify_artifact
 from planner.verify.run import run_trial
@@ -217,14 +218,14 @@ def test_what_llama_cpp_refuses_is_an_error(files: Files) -> None:
 def killer(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Kills the child when it says that it decodes."""
     children: list[int] = []
-    start = run.subprocess.Popen
+    start = process.subprocess.Popen
 
     def popen(*arguments: object, **named: object) -> object:
         child = start(*arguments, **named)
         children.append(child.pid)
         return child
 
-    monkeypatch.setattr(run.subprocess, "Popen", popen)
+    monkeypatch.setattr(process.subprocess, "Popen", popen)
     yield children
     for pid in children:
         with pytest.raises(ProcessLookupError):

@@ -86,9 +86,7 @@ def tidy(paragraph: str) -> str:
 def is_editorial(paragraph: str) -> bool:
     """Tell the editions' own marks (notes, rules of stars) from the text."""
     return (
-        not re.search(r"[A-Za-z]", paragraph)
-        or paragraph.startswith(("[", "*"))
-        or bool(VOLUME.fullmatch(paragraph))
+        not re.search(r"[A-Za-z]", paragraph) or paragraph.startswith(("[", "*")) or bool(VOLUME.fullmatch(paragraph))
     )
 
 

@@ -140,15 +140,9 @@ def fast_tokenizer(model_file: Path) -> Tokenizer:
     slow = spm.SentencePieceProcessor(model_file=str(model_file))
     vocab = {slow.id_to_piece(at): at for at in range(slow.get_piece_size())}
     special = {at for at in vocab.values() if slow.is_control(at) or slow.is_unknown(at)}
-    merges = merges_of(
-        {text: at for text, at in vocab.items() if at not in special and not slow.is_byte(at)}
-    )
-    tokenizer = Tokenizer(
-        models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    )
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
+    merges = merges_of({text: at for text, at in vocab.items() if at not in special and not slow.is_byte(at)})
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace("▁", " "),
@@ -261,9 +255,7 @@ def batch_loss(model: LlamaForCausalLM, batch: torch.Tensor, half: bool = False)
     with torch.autocast(batch.device.type, dtype=torch.bfloat16):
         logits = model(batch[:, :-1]).logits.float()
     first = batch.shape[1] // 2 if half else 0
-    return torch.nn.functional.cross_entropy(
-        logits[:, first:].flatten(0, 1), batch[:, first + 1 :].flatten()
-    )
+    return torch.nn.functional.cross_entropy(logits[:, first:].flatten(0, 1), batch[:, first + 1 :].flatten())
 
 
 @torch.no_grad()
@@ -272,8 +264,7 @@ def evaluate(model: LlamaForCausalLM, stream: torch.Tensor, context: int) -> flo
     model.eval()
     starts = torch.arange(0, len(stream) - context, context - 1, device=stream.device)
     losses = [
-        float(batch_loss(model, windows(stream, part, context), half=True)) * len(part)
-        for part in starts.split(32)
+        float(batch_loss(model, windows(stream, part, context), half=True)) * len(part) for part in starts.split(32)
     ]
     model.train()
     return sum(losses) / len(starts)

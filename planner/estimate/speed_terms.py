@@ -39,7 +39,7 @@ class Case:
 
 
 _WIDE = ("ga100", "hopper")
-"""Chips whose matrix units are 16 times as wide as their FP32 ones: cuBLAS fills them, the kernels that unpack do not."""
+"""Chips whose matrix units are 16 times as wide as their FP32 ones: cuBLAS fills them, unpacking kernels do not."""
 _TYPE_CLASSES = {
     "Q4_K_M": "Q4_K",
     "Q4_K_S": "Q4_K",

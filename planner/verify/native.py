@@ -172,6 +172,10 @@ class Offload:
         )
 
 
+ON_CPU = Offload()
+"""No layer on a GPU."""
+
+
 def _set_offload(parameters: Any, offload: Offload) -> tuple[Any, ...]:
     """Set the model parameters; the caller keeps the answer, which llama.cpp only borrows."""
     import ctypes

@@ -38,7 +38,7 @@ def measure_quality(
     context: int = 512,
     max_chunks: int | None = None,
     threads: int,
-    offload: native.Offload = native.Offload(),
+    offload: native.Offload = native.ON_CPU,
     repack: bool = True,
     like_llama_cpp: bool = False,
     budget_seconds: float | None = None,
