@@ -17,7 +17,7 @@ demo: $(VENV)/.demo
 	$(BIN)/qplan recommend llama-2-13b
 	@echo "== the small model that comes with qplan: plan, apply, verify"
 	@mkdir -p $(OUT)
-	QPLAN_HOME=$(OUT)/home $(BIN)/qplan plan demo --context 512 --types Q4_K_M -o $(OUT)/plan.json
+	QPLAN_HOME=$(OUT)/home $(BIN)/qplan plan demo --types Q4_K_M -o $(OUT)/plan.json
 	QPLAN_HOME=$(OUT)/home $(BIN)/qplan apply $(OUT)/plan.json --output $(OUT)
 	@echo "== the measurements are kept; the next estimate for this model here names them"
 	QPLAN_HOME=$(OUT)/home $(BIN)/qplan measurements

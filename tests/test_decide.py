@@ -12,6 +12,7 @@ from planner.core.hardware import HardwareProfile
 from planner.core.workload import OBJECTIVES, Workload
 from planner.decide import Decision, decide, rules
 from planner.decide.rank import memory_bytes, pareto, quality_ratio
+from planner.workflow.recommend import recommend
 from planner.workflow.survey import profiles, survey
 
 
@@ -89,6 +90,19 @@ def assert_sound(decision: Decision, hardware: HardwareProfile, workload: Worklo
         for device in (*candidate.estimate.memory.devices, candidate.estimate.memory.host):
             room = (device.capacity_bytes or 1 << 60) * (1 - workload.memory_margin_fraction)
             assert device.total_bytes <= room
+
+
+@pytest.mark.parametrize("name", [name for name, _ in profiles()])
+def test_unasked_the_context_becomes_what_fits(name: str) -> None:
+    answer = recommend("llama-2-13b", Workload(context_fixed=False), profile=name)
+    assert answer.workload.context in {4096, 2048}  # it was trained with 4096
+    if answer.workload.context == 2048 and answer.decision.chosen is not None:
+        assert "4096 tokens of context do not fit" in " ".join(answer.notes)
+
+
+def test_a_context_beyond_the_training_is_kept_with_a_note() -> None:
+    answer = recommend("llama-2-7b", Workload(context=8192), profile="rtx-4090")
+    assert answer.workload.context == 8192 and "trained with 4096" in " ".join(answer.notes)
 
 
 def test_a_rejection_names_what_was_needed_and_what_there_is() -> None:

@@ -69,7 +69,11 @@ def _names(text: str | None) -> tuple[str, ...] | None:
 
 
 _WORKLOAD = (
-    click.option("--context", type=click.IntRange(1), default=8192, show_default=True, help="Tokens of context."),
+    click.option(
+        "--context",
+        type=click.IntRange(1),
+        help="Tokens of context; default: 8192, or what the model was trained with, or what fits.",
+    ),
     click.option("--objective", type=click.Choice(OBJECTIVES), default="balanced", show_default=True),
     click.option("--min-decode", type=Finite(0), metavar="T/S", help="Least decode speed, tokens/s."),
     click.option("--max-memory", type=Bytes(), metavar="SIZE", help="Most memory on one device, as in 10GiB."),
@@ -114,10 +118,18 @@ def workload_options(command: F) -> F:
 
 
 def workload(
-    *, min_decode: float | None, max_memory: int | None, methods: str | None, types: str | None, **same: Any
+    *,
+    context: int | None,
+    min_decode: float | None,
+    max_memory: int | None,
+    methods: str | None,
+    types: str | None,
+    **same: Any,
 ) -> Workload:
-    """The workload of the options."""
+    """The workload of the options; a context that was not given may be shortened."""
     return Workload(
+        context=context or Workload().context,
+        context_fixed=context is not None,
         min_decode_tokens_per_second=min_decode,
         max_memory_bytes=max_memory,
         methods=_names(methods),

@@ -19,6 +19,8 @@ class Workload:
 
     context: int = 8192
     """Tokens of context per sequence."""
+    context_fixed: bool = True
+    """False: nobody asked for this context; a recommendation may take what the model was trained with, or less."""
     objective: str = "balanced"
     concurrency: int = 1
     """Sequences served at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from planner.core.model import ModelSpec
 from planner.core.workload import KV_TYPES, OBJECTIVES, Workload
 from planner.decide import Decision, decide
 from planner.workflow.survey import calibration_of, survey
+
+LEAST_CONTEXT = 2048
+"""Shortest context that is taken unasked: a question with a page of text and its answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +60,36 @@ def recommend(
     check_types(model, workload)
     hardware = survey(profile, output=output, measure=measure)
     calibration, notes = calibration_of(hardware)
-    decision = decide(model, hardware, workload, calibration)
+    tries = contexts_to_try(model, workload)
+    for context in tries:
+        tried = dataclasses.replace(workload, context=context)
+        decision = decide(model, hardware, tried, calibration)
+        if decision.chosen is not None:
+            break
     return Recommendation(
-        model=model, hardware=hardware, workload=workload, decision=decision, simulated=profile is not None, notes=notes
+        model=model,
+        hardware=hardware,
+        workload=tried,
+        decision=decision,
+        simulated=profile is not None,
+        notes=(*notes, *_context_notes(model, tried, tries)),
     )
+
+
+def contexts_to_try(model: ModelSpec, workload: Workload) -> tuple[int, ...]:
+    """The context that was asked for; where none was, 8192 or what the model was trained with, then halves of it."""
+    if workload.context_fixed:
+        return (workload.context,)
+    first = min(workload.context, model.n_ctx_train)
+    return (first, *(half for half in (first // 2, first // 4) if half >= LEAST_CONTEXT))
+
+
+def _context_notes(model: ModelSpec, used: Workload, tries: tuple[int, ...]) -> tuple[str, ...]:
+    if used.context > model.n_ctx_train:
+        return (f"{model.name} was trained with {model.n_ctx_train} tokens of context; beyond them it gets worse",)
+    if used.context < tries[0]:
+        return (f"{tries[0]} tokens of context do not fit; this is for {used.context}",)
+    return ()
 
 
 def check_workload(workload: Workload) -> None:
