@@ -9,8 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from planner.core.data import data_path
+
+# The same examples every time, so that a red test is a changed program; `--hypothesis-profile explore` looks further.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("explore", derandomize=False)
+settings.load_profile("repeatable")
 
 Qplan = Callable[..., subprocess.CompletedProcess[str]]
 

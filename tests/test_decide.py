@@ -89,7 +89,7 @@ def assert_sound(decision: Decision, hardware: HardwareProfile, workload: Worklo
         assert candidate.reasons and any(ch.isdigit() for ch in candidate.reasons[0])
         for device in (*candidate.estimate.memory.devices, candidate.estimate.memory.host):
             room = (device.capacity_bytes or 1 << 60) * (1 - workload.memory_margin_fraction)
-            assert device.total_bytes <= room
+            assert device.needed_bytes <= room
 
 
 @pytest.mark.parametrize("name", [name for name, _ in profiles()])

@@ -98,8 +98,8 @@ def test_more_context_never_needs_less_cache_or_weights(name: str, placement: Pl
     for one, two in zip((*first.devices, first.host), (*second.devices, second.host), strict=True):
         assert two.kv_cache_bytes >= one.kv_cache_bytes
         assert two.weights_bytes == one.weights_bytes
-    # the allocator may fit a larger tensor a little better, by less than one micro-batch of hidden states
-    slack = 16 * placement.ubatch * model(name).n_embd
+    # llama.cpp's allocator may fit larger tensors better (gpt-oss partly offloaded: 0.2 % less for 675 tokens more)
+    slack = 16 * placement.ubatch * model(name).n_embd + total(first) // 200
     assert total(second) >= total(first) - slack
 
 

@@ -72,6 +72,8 @@ def show(answer: Recommendation, *, verbose: bool, found: WhatIf | None = None) 
         return
     _choice(out, chosen)
     out.print(memory_table(chosen))
+    for note in chosen.estimate.memory.notes:
+        out.print(f"[dim]note: {escape(note)}[/]")
     out.print("[bold]Why[/]")
     for reason in chosen.reasons:
         out.print(f"  · {escape(reason)}")
@@ -205,11 +207,11 @@ def _alternatives(out: Console, answer: Recommendation, verbose: bool) -> None:
 def candidate_row(candidate: Candidate) -> tuple[str, ...]:
     """A candidate as a row of the alternatives table."""
     estimate = candidate.estimate
-    used = max((*estimate.memory.devices, estimate.memory.host), key=lambda device: device.total_bytes)
+    used = max((*estimate.memory.devices, estimate.memory.host), key=lambda device: device.needed_bytes)
     return (
         candidate.variant.label(),
         format_bytes(estimate.size.file_bytes),
-        format_bytes(used.total_bytes),
+        format_bytes(used.needed_bytes),
         ranged(estimate.speed.decode, short_rate),
         ranged(estimate.quality.perplexity_ratio, short_percent),
         layers_cell(candidate.placement.gpu_layers, candidate.placement.cpu_expert_layers),

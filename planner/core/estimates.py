@@ -72,6 +72,13 @@ class DeviceMemory:
     overhead_bytes: int = 0
     capacity_bytes: int | None = None
     """What may be used: free memory (and never more than the working set), before the margin."""
+    reclaimable_bytes: int = 0
+    """Pages of the mapped file that the system may drop: resident while there is room, not needed to fit."""
+
+    @property
+    def needed_bytes(self) -> int:
+        """What must fit: everything but the reclaimable pages."""
+        return self.total_bytes - self.reclaimable_bytes
 
     @property
     def total_bytes(self) -> int:

@@ -31,9 +31,9 @@ def _why(ranked: tuple[Candidate, ...], model: ModelSpec, workload: Workload) ->
 
 def _fit_reason(candidate: Candidate, model: ModelSpec) -> str:
     used, placement = candidate.estimate.memory, candidate.placement
-    full = max((*used.devices, used.host), key=lambda d: d.total_bytes / d.capacity_bytes if d.capacity_bytes else 0)
+    full = max((*used.devices, used.host), key=lambda d: d.needed_bytes / d.capacity_bytes if d.capacity_bytes else 0)
     room = f" of {format_bytes(full.capacity_bytes)} usable" if full.capacity_bytes else ""
-    takes = f"it takes {format_bytes(full.total_bytes)}{room} on {full.name}"
+    takes = f"it takes {format_bytes(full.needed_bytes)}{room} on {full.name}"
     if not used.devices:
         return f"no GPU is used, {takes}"
     if whole_in_vram(candidate):

@@ -58,7 +58,7 @@ def quality_ratio(candidate: Candidate) -> float:
 def memory_bytes(candidate: Candidate) -> int:
     """Memory of the fullest device; devices are never added up."""
     used = candidate.estimate.memory
-    return max(device.total_bytes for device in (*used.devices, used.host))
+    return max(device.needed_bytes for device in (*used.devices, used.host))
 
 
 def pareto(candidates: tuple[Candidate, ...]) -> tuple[bool, ...]:

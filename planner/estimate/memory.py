@@ -13,7 +13,7 @@ from planner.core.candidate import Placement, Variant
 from planner.core.estimates import FORMULA, DeviceMemory, MemoryEstimate, Prediction
 from planner.core.hardware import Gpu, HardwareProfile
 from planner.core.model import ModelSpec, shape_twin
-from planner.core.units import MIB, pad
+from planner.core.units import MIB, format_bytes, pad
 from planner.estimate import kv_cache, served_memory, weights
 from planner.estimate.compute_buffers import compute_bytes
 
@@ -76,6 +76,9 @@ def used_gpus(placement: Placement, hardware: HardwareProfile) -> tuple[Gpu, ...
 def memory(model: ModelSpec, variant: Variant, placement: Placement, hardware: HardwareProfile) -> MemoryEstimate:
     """Memory of ``variant`` of ``model`` on each device of ``hardware`` that ``placement`` uses, and on the host.
 
+    The host's overhead is the process itself, the logits of one token per sequence, and, without a GPU, the interleaved
+    copy of mapped weights (with one they stay in the driver's pinned memory and are not interleaved).
+
     Raises:
         InputError: the type or the KV type cannot hold a row of this model (``row-not-divisible``).
     """
@@ -98,15 +101,18 @@ def memory(model: ModelSpec, variant: Variant, placement: Placement, hardware: H
         for index, gpu in enumerate(gpus)
     )
     host = len(gpus)
+    copied = 0 if host else weights.repacked_bytes(model, variant, model.n_layer, True, hardware.cpu.simd)
+    mapped = device_weights(model, variant, devices, host, on_gpu=False, expert_layers=experts)
     in_ram = DeviceMemory(
         name="host",
-        weights_bytes=device_weights(model, variant, devices, host, on_gpu=False, expert_layers=experts),
+        weights_bytes=mapped,
         kv_cache_bytes=_device_cache(model, placement, devices, host, on_gpu=False),
         compute_bytes=compute[host],
-        overhead_bytes=host_overhead_bytes(model, variant, placement, hardware, devices, host),
+        overhead_bytes=RUNTIME_BYTES + 4 * model.n_vocab * placement.sequences + copied,
         capacity_bytes=host_capacity_bytes(hardware, gpus, on_gpus),
+        reclaimable_bytes=min(copied, mapped),
     )
-    return MemoryEstimate(devices=on_gpus, host=in_ram, notes=_notes(gpus))
+    return MemoryEstimate(devices=on_gpus, host=in_ram, notes=_notes(gpus, copied))
 
 
 def host_capacity_bytes(
@@ -167,28 +173,15 @@ def overhead_bytes(gpu: Gpu, cublas: bool = False) -> int:
     return CUDA_CONTEXT_BYTES + CUBLAS_WORKSPACE_BYTES
 
 
-def host_overhead_bytes(
-    model: ModelSpec,
-    variant: Variant,
-    placement: Placement,
-    hardware: HardwareProfile,
-    devices: tuple[int, ...],
-    host: int,
-) -> int:
-    """The process itself, the logits of one token per sequence, and the interleaved copy of mapped weights.
-
-    With a GPU the host's weights stay in the GPU driver's pinned memory and are not interleaved.
-    """
-    logits = 4 * model.n_vocab * placement.sequences
-    copy = 0
-    if not host:
-        copy = weights.repacked_bytes(model, variant, model.n_layer, True, hardware.cpu.simd)
-    return RUNTIME_BYTES + logits + copy
-
-
-def _notes(gpus: tuple[Gpu, ...]) -> tuple[str, ...]:
+def _notes(gpus: tuple[Gpu, ...], copied: int) -> tuple[str, ...]:
     backends = sorted({gpu.backend for gpu in gpus if gpu.backend != "cuda"})
-    return tuple(f"what the {backend} runtime takes besides these buffers is not known" for backend in backends)
+    notes = [f"what the {backend} runtime takes besides these buffers is not known" for backend in backends]
+    if copied:
+        notes.append(
+            f"llama.cpp interleaves {format_bytes(copied)} of the weights for this CPU; "
+            "the file's own pages of them stay only while there is room"
+        )
+    return tuple(notes)
 
 
 def peak_memory_bytes(

@@ -34,7 +34,7 @@ def available_bytes(device: DeviceMemory, margin_fraction: float) -> int | None:
 def holds(device: DeviceMemory, margin_fraction: float) -> bool:
     """Whether a device has room; one of unknown capacity is taken to be large enough."""
     available = available_bytes(device, margin_fraction)
-    return available is None or device.total_bytes <= available
+    return available is None or device.needed_bytes <= available
 
 
 def gpus_hold(used: MemoryEstimate, margin_fraction: float) -> bool:

@@ -58,9 +58,9 @@ def shortage(used: MemoryEstimate, margin_fraction: float) -> Shortage | None:
 
 def _lack(device: DeviceMemory, margin_fraction: float) -> Shortage | None:
     available = available_bytes(device, margin_fraction)
-    if available is None or device.total_bytes <= available:
+    if available is None or device.needed_bytes <= available:
         return None
-    return Shortage(device=device.name, needed_bytes=device.total_bytes, available_bytes=available)
+    return Shortage(device=device.name, needed_bytes=device.needed_bytes, available_bytes=available)
 
 
 def fits(used: MemoryEstimate, margin_fraction: float) -> bool:

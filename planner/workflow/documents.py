@@ -161,6 +161,7 @@ def device_document(device: DeviceMemory) -> dict[str, Any]:
         "compute_bytes": device.compute_bytes,
         "overhead_bytes": device.overhead_bytes,
         "total_bytes": device.total_bytes,
+        "reclaimable_bytes": device.reclaimable_bytes,
         "capacity_bytes": device.capacity_bytes,
     }
 
