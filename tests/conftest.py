@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,11 @@ settings.register_profile("explore", derandomize=False)
 settings.load_profile("repeatable")
 
 Qplan = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def hear_ctrl_c() -> None:
+    """For ``preexec_fn``: a job in the background ignores SIGINT, and so would the programs that its tests start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from planner.models.fingerprint import sha256_of
-from tests.conftest import Qplan
+from tests.conftest import Qplan, hear_ctrl_c
 
 pytestmark = pytest.mark.slow
 
@@ -126,7 +126,9 @@ def test_ctrl_c_leaves_nothing_half_written(applied: Path, tmp_path: Path) -> No
     (tmp_path / "plan.json").write_bytes((applied / "plan.json").read_bytes())
     environment = {**os.environ, "QPLAN_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-m", "planner.cli", "apply", "plan.json", "--output", "out"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=-1, stdout=-1, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=-1, stdout=-1, text=True, preexec_fn=hear_ctrl_c
+    )
     time.sleep(2.0)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

@@ -23,7 +23,7 @@ from planner.execute import preflight
 from planner.workflow.estimates import estimate_batch, estimate_file
 from planner.workflow.planning import make_plan, plan_text
 from planner.workflow.recommend import recommend
-from tests.conftest import Qplan
+from tests.conftest import Qplan, hear_ctrl_c
 
 ROOT = Path(__file__).parent.parent
 
@@ -253,7 +253,7 @@ def test_a_disk_that_fills_up_in_the_middle(
 def test_ctrl_c_leaves_no_partial_file(plan_file: Path, tmp_path: Path, delay: float) -> None:
     command = [sys.executable, "-m", "planner.cli", "apply", str(plan_file), "--output", str(tmp_path), "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, stderr=-1, stdout=-1, text=True)
+    process = subprocess.Popen(command, env=environment, stderr=-1, stdout=-1, text=True, preexec_fn=hear_ctrl_c)
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
     answer, errors = process.communicate(timeout=60)
