@@ -28,7 +28,7 @@ def test_workers_answer_as_one_does(
     benchmark_module: ModuleType, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     monkeypatch.setattr(batch, "PARALLEL_FROM", 100)
-    monkeypatch.setattr(batch, "_core_count", lambda: workers)
+    monkeypatch.setattr(batch, "usable_core_count", lambda: workers)
     lines = [json.dumps(case) for case in benchmark_module.cases(150)]
     lines[17:17] = ["no json", "", '{"model": "nonesuch"}']
     found = [json.loads(text) for text in batch.answered(lines)]

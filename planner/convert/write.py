@@ -18,6 +18,7 @@ from planner.convert.rows import FLOAT_DTYPES, NamedTensor
 from planner.convert.support import open_config
 from planner.convert.vocab import read_vocabulary
 from planner.core.errors import ExecutionFailed, MissingDependency, UsageError
+from planner.core.job import partial_path
 from planner.core.units import format_bytes, pad
 from planner.formats.safetensors import open_checkpoint
 
@@ -236,7 +237,7 @@ def atomic_output(output: Path) -> Iterator[Path]:
     Raises:
         ExecutionFailed: an ``OSError`` in the block (``no-space``, ``no-permission``, ``write-failed``).
     """
-    partial = output.with_name(f".{output.name}.partial")
+    partial = partial_path(output)
     try:
         try:
             yield partial

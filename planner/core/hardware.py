@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from typing import ClassVar
 
 STRICT = {"extra": "forbid"}
 ASSUMED = "assumed"
 """How the basis of a bandwidth begins that nobody measured or published for this machine."""
+
+
+def usable_core_count() -> int:
+    """Logical processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from planner.core.hardware import STRICT
 from planner.core.plan import Step
 
 
+def partial_path(output: Path) -> Path:
+    """The temporary name beside ``output`` under which it is written until it is complete."""
+    return output.with_name(f".{output.name}.partial")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One step to carry out.
 
-    ``output`` is written completely or not at all: to a temporary name beside it, then renamed.
+    ``output`` is written completely or not at all: to :func:`partial_path`, then renamed.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = STRICT

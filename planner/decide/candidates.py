@@ -76,7 +76,7 @@ def _place(
     for placement in placements(model, variant, hardware, workload):
         used = memory(model, variant, placement, hardware)
         if shortage(used, workload.memory_margin_fraction) is None:
-            made = estimate(model, variant, placement, hardware, calibration)
+            made = estimate(model, variant, placement, hardware, calibration, used)
             return _within_limits(variant, placement, made, workload)
         tried.append((placement, used))
     return _does_not_fit(variant, tried, workload)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from planner.core.errors import ExecutionFailed
-from planner.core.job import Job
+from planner.core.job import Job, partial_path
 from planner.core.plan import Plan, Step
 from planner.execute import receipts
 from planner.execute.process import Progress, run_child
@@ -136,7 +136,7 @@ def _run_step(plan: Plan, step: Step, place: Workplace, key: str, progress: Prog
         result = run_child("planner.execute.child", job, what=f"step {step.name}", log=log, progress=progress)
     except BaseException:
         # An interrupted or crashed child had no time to remove what it had begun, which may be many GB.
-        output.with_name(f".{output.name}.partial").unlink(missing_ok=True)
+        partial_path(output).unlink(missing_ok=True)
         raise
     return receipts.Receipt(
         step=step.name,

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from planner.core.job import Job
 
 FULL_PRECISION = ("F32", "F16", "BF16")
-CHILD_BYTES = 256 << 20
-"""Resident memory of a working child beside the tensors: Python, numpy and llama.cpp's libraries, rounded up."""
 
 ALIGNMENT_BYTES = 32
 """``GGUF_DEFAULT_ALIGNMENT``: the header and every tensor are padded to it."""
@@ -187,7 +185,6 @@ def _convert_step(model: ModelSpec, type_: str, output: str, *, intermediate: bo
         type=type_,
         intermediate=intermediate,
         predicted_bytes=size(model, variant(type_)).file_bytes,
-        predicted_peak_bytes=CHILD_BYTES + 8 * largest_tensor(model),
     )
 
 
@@ -200,7 +197,6 @@ def _quantize_step(model: ModelSpec, variant: Variant, source: str, output: str,
         output=output,
         type=variant.type,
         predicted_bytes=made,
-        predicted_peak_bytes=CHILD_BYTES + 8 * largest_tensor(model),
     )
 
 

@@ -69,21 +69,17 @@ def _quantize(job: Job, progress: Progress) -> dict[str, Any]:
     """Quantize to a temporary name, sync, rename: the final name never holds half a file."""
     import llama_cpp
 
-    source, output = Path(job.source), Path(job.output)
-    partial = output.with_name(f".{output.name}.partial")
+    from planner.convert.write import atomic_output
+
+    source = Path(job.source)
     said = _listen(llama_cpp, progress)
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = gguf_mix.file_type(str(job.step.type)).id
     params.nthread = job.threads
-    try:
+    with atomic_output(Path(job.output)) as partial:
         code = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(partial), ctypes.byref(params))
         if code != 0:
             raise _refusal(job, said)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
     return {"notes": []}
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from planner.core.codec import write_atomically
 from planner.core.data import home
 from planner.core.errors import InputError
-from planner.core.hardware import Cpu, Memory
+from planner.core.hardware import Cpu, Memory, usable_core_count
 from planner.probe.reader import Reader, whole
 
 _MIN_BUFFER = 256 << 20
@@ -76,7 +75,7 @@ def measure(reader: Reader, cpu: Cpu, memory: Memory, *, seconds: float = 0.5) -
     """
     from planner.probe.memory_read import read_bandwidth
 
-    threads = min(cpu.physical_core_count or 1, usable_cpus())
+    threads = min(cpu.physical_core_count or 1, usable_core_count())
     size = buffer_bytes(cache_bytes(reader), memory.usable_bytes())
     rate = read_bandwidth(threads=threads, size=size, seconds=seconds)
     if rate is None:
@@ -88,13 +87,6 @@ def measure(reader: Reader, cpu: Cpu, memory: Memory, *, seconds: float = 0.5) -
         return before
     _remember(identity(cpu, memory), value)
     return value
-
-
-def usable_cpus() -> int:
-    """Logical processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _remember(key: str, value: Bandwidth) -> None:

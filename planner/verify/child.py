@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.core.codec import decode
 from planner.core.errors import InputError
+from planner.core.hardware import usable_core_count
 from planner.execute.process import serve
 from planner.verify.trial import QUALITY, SPEED, QualityTrial, SpeedTrial, TrialRequest, TrialResult
 
@@ -82,7 +82,7 @@ def default_threads() -> int:
     """Physical cores this process may use; logical ones where they cannot be told apart."""
     import psutil
 
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = usable_core_count()
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
 

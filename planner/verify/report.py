@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planner import FORMAT_VERSION
 from planner.core.codec import encode, write_atomically
 
 if TYPE_CHECKING:
     from planner.core.hardware import HardwareProfile
     from planner.verify.artifact import VerificationResult
-
-FORMAT_VERSION = "1.0"
-REPORT_NAME = "report.json"
 
 
 def report_document(

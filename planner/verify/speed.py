@@ -12,8 +12,9 @@ from typing import Any
 
 from planner.core.candidate import Placement
 from planner.core.errors import MissingDependency, UsageError
+from planner.execute.resident import peak_resident_bytes, reset_peak, resident_bytes
 from planner.verify import native
-from planner.verify.memory import GpuMemory, peak_resident_bytes, reset_peak, resident_bytes
+from planner.verify.memory import GpuMemory
 from planner.verify.trial import MemoryTrial, Samples, SpeedTrial
 
 _SHORTEST_SAMPLE_SECONDS = 0.2

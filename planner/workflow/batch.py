@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
+from planner.core.hardware import usable_core_count
 from planner.workflow.estimates import BLOCK_LINES, answer_of, estimate_file, grouped
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def answered(lines: Iterable[str]) -> Iterator[str]:
     """One answer as JSON text per non-empty line, in order; a bad line gets an ``error`` and the rest go on."""
     rest = (line for line in lines if line.strip())
     first = list(islice(rest, BLOCK_LINES))
-    workers = min(_core_count(), MOST_WORKERS)
+    workers = min(usable_core_count(), MOST_WORKERS)
     if len(first) < PARALLEL_FROM or workers < 2:
         yield from (_text(answer) for answer in estimate_file(chain(first, rest)))
         return
@@ -36,10 +36,6 @@ def answered(lines: Iterable[str]) -> Iterator[str]:
             first = list(islice(rest, BLOCK_LINES))
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
-
-
-def _core_count() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _executor(workers: int) -> Executor:
