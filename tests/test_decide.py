@@ -161,5 +161,21 @@ def no_one_is_dominated(front: list[Candidate]) -> bool:
     return all(pareto(tuple(front))) and min(map(memory_bytes, front)) > 0 and min(map(quality_ratio, front)) > 0
 
 
+@pytest.mark.parametrize("method", ["awq", "gptq", "none"])
+def test_a_served_method_says_how_to_run_it_with_each_runtime(method: str) -> None:
+    from planner import methods
+
+    model = models.resolve("llama-2-13b")
+    chosen = decide(model, survey("4x-a100-80gb"), Workload(methods=(method,), concurrency=16)).chosen
+    assert chosen is not None
+    commands = methods.get(method).commands(model, chosen)
+    assert {"quantize", "serve", "python", "transformers", "docker"} <= set(commands)
+    compile(commands["python"], "python", "exec")
+    compile(commands["transformers"], "transformers", "exec")
+    parallel = chosen.placement.tensor_parallel
+    assert (f"--tensor-parallel-size {parallel}" in commands["serve"]) == (parallel > 1)
+    assert (f"tensor_parallel_size={parallel}" in commands["python"]) == (parallel > 1)
+
+
 def test_the_same_question_gets_the_same_answer() -> None:
     assert decided("llama-2-13b", "rtx-4090") == decided("llama-2-13b", "rtx-4090")

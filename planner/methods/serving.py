@@ -43,7 +43,7 @@ def gptqmodel_script(model: ModelSpec, variant: Variant, extra: str) -> str:
 
 
 def vllm(model: ModelSpec, candidate: Candidate, quantization: str | None) -> dict[str, str]:
-    """vLLM's server, its Python class, and TGI as a docker command."""
+    """vLLM's server, its Python class, a transformers snippet, and TGI as a docker command."""
     placement = candidate.placement
     target = artifact_name(model, candidate.variant) if quantization else weights_id(model)
     serve = ["vllm serve", target, f"--max-model-len {placement.context}", f"--max-num-seqs {placement.sequences}"]
@@ -52,6 +52,8 @@ def vllm(model: ModelSpec, candidate: Candidate, quantization: str | None) -> di
     if placement.tensor_parallel > 1:
         serve.append(f"--tensor-parallel-size {placement.tensor_parallel}")
     options = f', quantization="{quantization}"' if quantization else ""
+    if placement.tensor_parallel > 1:
+        options += f", tensor_parallel_size={placement.tensor_parallel}"
     python = "\n".join(
         (
             "from vllm import LLM",
@@ -59,7 +61,25 @@ def vllm(model: ModelSpec, candidate: Candidate, quantization: str | None) -> di
             'print(llm.generate("Hello")[0].outputs[0].text)',
         )
     )
-    return {"serve": " ".join(serve), "python": python, "docker": _tgi(target, placement, quantization)}
+    return {
+        "serve": " ".join(serve),
+        "python": python,
+        "transformers": _transformers(target),
+        "docker": _tgi(target, placement, quantization),
+    }
+
+
+def _transformers(target: str) -> str:
+    """A checkpoint says itself how it is quantized; GPTQ and AWQ ones need gptqmodel beside transformers."""
+    return "\n".join(
+        (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f'model = AutoModelForCausalLM.from_pretrained("{target}", dtype="auto", device_map="auto")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{target}")',
+            'inputs = tokenizer("Hello", return_tensors="pt").to(model.device)',
+            "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))",
+        )
+    )
 
 
 def _tgi(target: str, placement: Placement, quantization: str | None) -> str:
