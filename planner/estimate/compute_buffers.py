@@ -117,6 +117,7 @@ def compute_bytes(
         model,
         variant if copied else None,
         kv_cache.micro_batch(placement),
+        placement.sequences,
         kv_cache.cells(placement),
         _window(model, placement),
         placement.kv_type.upper(),
@@ -138,6 +139,7 @@ def _compute_bytes(
     model: ModelSpec,
     variant: Variant | None,
     ubatch: int,
+    sequences: int,
     cells: int,
     window: int,
     kv_type: str,
@@ -148,6 +150,7 @@ def _compute_bytes(
     expert_layers: int,
 ) -> tuple[int, ...]:
     out, traits = min(ubatch, batch), type_traits(kv_type)
+    tokens = -(-ubatch // sequences) * sequences  # as many of each sequence (``llama_context::graph_reserve``)
     shapes = _shape_kinds(model)
     kinds = shapes if variant is None else _kinds(model, variant)
     compiled, steps = _plan(shapes, kinds, devices[:-1], gpu_count, expert_layers)
@@ -159,7 +162,7 @@ def _compute_bytes(
         host=gpu_count,
         output_device=devices[-1],
     )
-    rows = (("u", ubatch), ("out", out))
+    rows = (("u", tokens), ("out", out))
     offloaded = frozenset(name for name, count in rows if count >= OFFLOAD_MIN_BATCH and gpu_count)
     # llama.cpp has no pipeline where tensors were moved by name (``has_tensor_overrides``)
     pipeline = gpu_count > 1 and gpu_count not in devices and not expert_layers
@@ -170,4 +173,4 @@ def _compute_bytes(
         position, role = key
         return tables[-1 if position == GLOBAL else layer].get(role, 0) if tables else 0
 
-    return program.peaks(symbol_values(ubatch, out, cells, window, traits.block_bytes), steps, weight_bytes)
+    return program.peaks(symbol_values(tokens, out, cells, window, traits.block_bytes, sequences), steps, weight_bytes)

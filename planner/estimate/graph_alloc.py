@@ -273,8 +273,15 @@ def _fusions(nodes: list[Node], sources: dict[Node, tuple[Node, ...]]) -> dict[N
     return kept
 
 
-def symbol_values(u: int, out: int, kv: int, kvs: int, b: int) -> tuple[int, ...]:
-    """Values of :data:`SYMBOLS`, in their order."""
-    values = (1, u, out, kv, kvs, u * kv, u * kvs, b, kv * b, kvs * b)
+def symbol_values(u: int, out: int, kv: int, kvs: int, b: int, streams: int = 1) -> tuple[int, ...]:
+    """Values of :data:`SYMBOLS`, in their order.
+
+    Args:
+        kv: cells of one stream of the cache, which a token of that stream sees.
+        kvs: the same of the window's cache.
+        streams: caches beside each other; what is read of them is read of all at once.
+    """
+    kv_all, kvs_all = kv * streams, kvs * streams
+    values = (1, u, out, kv_all, kvs_all, u * kv, u * kvs, b, kv_all * b, kvs_all * b)
     assert len(values) == len(SYMBOLS)
     return values

@@ -63,7 +63,6 @@ class Setting:
     host: int
     """Index of the host: the number of GPUs."""
     output_device: int
-    stream_count: int = 1
 
 
 @lru_cache(maxsize=256)
