@@ -12,13 +12,14 @@ from planner.core.candidate import Placement, Variant
 from planner.core.model import ModelSpec
 from planner.estimate import kv_cache, weights
 from planner.estimate.graph import GLOBAL, WeightKey
-from planner.estimate.graph_alloc import compile_graph, symbol_values
+from planner.estimate.graph_alloc import OFFLOAD_MIN_BATCH, Rows, compile_graph, symbol_values
 from planner.estimate.graph_layers import LayerBuilder, Setting, rotates
 from planner.estimate.graph_replay import Program, Step
 from planner.formats.ggml import type_traits
 
-OFFLOAD_MIN_BATCH = 32
-"""Rows from which an operation on a weight in RAM runs on the GPU (``GGML_OP_OFFLOAD_MIN_BATCH`` of ggml-cuda)."""
+VECTOR_KERNEL_MAX_TOKENS, VECTOR_KERNEL_TYPES = 2, ("Q4_0", "Q8_0")
+"""Tokens of a sequence and types of a cache that flash attention reads without a copy in F16, from compute capability
+8.9 on (``ggml_cuda_get_best_fattn_kernel``; older GPUs take one token) and with the kernels compiled by default."""
 PIPELINE_COPIES = 4
 """Copies of the inputs when all layers lie on several GPUs (``GGML_SCHED_MAX_COPIES``)."""
 
@@ -97,8 +98,8 @@ def _plan(
 
 
 @lru_cache(maxsize=1024)
-def _program(model: ModelSpec, setting: Setting, offloaded: frozenset[str], copies: int) -> Program:
-    return compile_graph(LayerBuilder(model, setting).build(), setting.host + 1, offloaded, copies)
+def _program(model: ModelSpec, setting: Setting, rows: Rows, copies: int) -> Program:
+    return compile_graph(LayerBuilder(model, setting).build(), setting.host + 1, rows, copies)
 
 
 def compute_bytes(
@@ -158,15 +159,15 @@ def _compute_bytes(
         flash_attention=flash_attention,
         kv_block_weights=traits.block_weights,
         kv_half=kv_type == "F16",
+        vector_kernel=tokens // sequences <= VECTOR_KERNEL_MAX_TOKENS and kv_type in VECTOR_KERNEL_TYPES,
         devices=compiled,
         host=gpu_count,
         output_device=devices[-1],
     )
-    rows = (("u", tokens), ("out", out))
-    offloaded = frozenset(name for name, count in rows if count >= OFFLOAD_MIN_BATCH and gpu_count)
+    rows = (min(tokens, OFFLOAD_MIN_BATCH), min(out, OFFLOAD_MIN_BATCH))
     # llama.cpp has no pipeline where tensors were moved by name (``has_tensor_overrides``)
     pipeline = gpu_count > 1 and gpu_count not in devices and not expert_layers
-    program = _program(model, setting, offloaded, PIPELINE_COPIES if pipeline else 1)
+    program = _program(model, setting, rows, PIPELINE_COPIES if pipeline else 1)
     tables = _copied_bytes(model, variant) if variant is not None else ()
 
     def weight_bytes(layer: int, key: WeightKey) -> int:

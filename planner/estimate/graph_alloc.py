@@ -15,21 +15,30 @@ _MAX_FUSED_EXPERTS = 15
 """Weighted sums over more experts are not fused (``MOE_WEIGHTED_REDUCTION_MAX_EXPERTS``)."""
 
 
-def compile_graph(graph: Graph, device_count: int, offloaded: frozenset[str], copies: int = 1) -> Program:
+OFFLOAD_MIN_BATCH = 32
+"""Rows from which an operation on a weight in RAM runs on the GPU (``GGML_OP_OFFLOAD_MIN_BATCH`` of ggml-cuda)."""
+_BATCH_FROM = {"MUL_MAT": (1, 2), "MUL_MAT_ID": (2, 3), "ROPE": (2, 3), "GET_ROWS": (4, 4)}
+"""Which dimensions count as an operation's batch; all but the first of the others (``get_op_batch_size``)."""
+
+Rows = tuple[int, int]
+"""Rows of a micro-batch and rows that get logits, each no more than :data:`OFFLOAD_MIN_BATCH`."""
+
+
+def compile_graph(graph: Graph, device_count: int, rows: Rows, copies: int = 1) -> Program:
     """The allocations of ``graph`` on ``device_count`` devices, of which the last is the host.
 
     Args:
         graph: operations in order, weights and caches with their homes.
         device_count: GPUs plus one.
-        offloaded: batch symbols (``u``, ``out``) large enough that an operation whose weight lies on the host is
-            run on a GPU all the same, with a copy of the weight (32 rows or more, ``offload_op``).
+        rows: what ``u`` and ``out`` are, as far as it matters: an operation of 32 rows or more whose weight lies on
+            the host is run on a GPU all the same, with a copy of the weight (``offload_op``).
         copies: 4 where llama.cpp runs several GPUs as a pipeline, else 1.
     """
-    devices = _assign(graph, device_count - 1, offloaded)
+    devices = _assign(graph, device_count - 1, rows)
     return _Allocation(graph, devices, device_count, copies).run()
 
 
-def _assign(graph: Graph, host: int, offloaded: frozenset[str]) -> dict[Node, int]:
+def _assign(graph: Graph, host: int, rows: Rows) -> dict[Node, int]:
     """Device of each node: where its weights are, then spreading from GPU nodes, then from the rest."""
     devices: dict[Node, int] = {}
     for node in graph.leafs:
@@ -38,7 +47,7 @@ def _assign(graph: Graph, host: int, offloaded: frozenset[str]) -> dict[Node, in
         elif node.is_input:
             devices[node] = host
     for node in graph.nodes:
-        found = _preferred(node, host, offloaded)
+        found = _preferred(node, host, rows)
         if found is not None:
             devices[node] = found
     work = [node for node in graph.nodes if node.op not in VIEWS]
@@ -58,7 +67,7 @@ def _assign(graph: Graph, host: int, offloaded: frozenset[str]) -> dict[Node, in
     return devices
 
 
-def _preferred(node: Node, host: int, offloaded: frozenset[str]) -> int | None:
+def _preferred(node: Node, host: int, rows: Rows) -> int | None:
     home = root_of(node).home
     if home is not None:
         return home
@@ -66,9 +75,21 @@ def _preferred(node: Node, host: int, offloaded: frozenset[str]) -> int | None:
         return None
     for source in node.src:
         if source.weight is not None:
-            wanted = source.home == host and node.op != "GET_ROWS" and not offloaded.isdisjoint(map(str, node.shape))
-            return 0 if wanted and host > 0 else source.home
+            wanted = source.home == host > 0 and _batch_size(node, rows) >= OFFLOAD_MIN_BATCH
+            return 0 if wanted else source.home
     return None
+
+
+def _batch_size(node: Node, rows: Rows) -> int:
+    """``get_op_batch_size`` of ggml-cuda; a row has at least a cache's 256 cells where it is one of them."""
+    first, last = _BATCH_FROM.get(node.op, (1, 4))
+    size = int(node.op != "GET_ROWS")
+    for dimension in node.shape[first:last]:
+        if isinstance(dimension, str):
+            size *= {"u": rows[0], "out": rows[1]}.get(dimension, OFFLOAD_MIN_BATCH)
+        else:
+            size *= dimension
+    return size
 
 
 class _Allocation:

@@ -44,6 +44,8 @@ _ROWS_CHOSEN_AFTER_NORM = ("qwen35", "qwen35moe", "qwen3next")
 _ROTATED_IN_WINDOW_ONLY = ("cohere2", "exaone4", "llama4")
 _UNROTATED_EVERY = {"smollm3": 4}
 """Every so many layers one rotates nothing (``n_no_rope_layer_step``)."""
+_VECTOR_KERNEL_DIMS = (64, 128, 256)
+"""Lengths of a head that the vector kernel is compiled for (``ggml_cuda_get_fattn_vec_case``)."""
 _HADAMARD_ROWS = 64
 _MAVERICK_EXPERTS = 128
 """Llama 4 normalizes Q and K after rotating them, but for this model (``use_kq_norm`` in src/models/llama4.cpp)."""
@@ -58,6 +60,8 @@ class Setting:
     """Weights to a block of the cache's type, 1 for a plain one. Its bytes are a symbol."""
     kv_half: bool
     """The cache is F16, which kernels read as it is."""
+    vector_kernel: bool
+    """So few tokens of a cache of such a type that a GPU reads it as it is, for heads of the usual lengths."""
     devices: tuple[tuple[int, int, int], ...]
     """``(layer, device, device of its routed experts)`` for the layers that stand for all others, in order."""
     host: int
@@ -333,7 +337,7 @@ class LayerBuilder:
 
     def _half_copies(self, k: Node, v: Node) -> tuple[tuple[int, int], ...]:
         """Flash attention kernels expand a quantized cache to F16 behind their result."""
-        if self.setting.kv_half:
+        if self.setting.kv_half or (self.setting.vector_kernel and k.shape[0] in _VECTOR_KERNEL_DIMS):
             return ()
         return terms(k.shape, 2) if self.model.mla else terms(k.shape, 2) + terms(v.shape, 2)
 
