@@ -42,6 +42,8 @@ class Node:
     is_input = False
     is_output = False
     """Read after the graph has run, so never freed or overwritten."""
+    row_stride: int | None = None
+    """Elements from one row of a cut to the next, where they are more than its own."""
     position = GLOBAL
     """Position of the latest layer that it depends on."""
     scratch: Terms = ()
@@ -115,6 +117,17 @@ def view(op: str, shape: Shape, node: Node) -> Node:
     """A view (``VIEW``, ``RESHAPE``, ``PERMUTE``) of ``node``."""
     made = Node(op, shape, (node,), width=node.width)
     made.root = root_of(node)
+    return made
+
+
+def cut(shape: Shape, node: Node) -> Node:
+    """A view of some of each row of ``node``; as a copy takes it, it ends with its own part of the last row."""
+    made = view("VIEW", shape, node)
+    own = 1
+    for dimension in shape:
+        own *= dimension if isinstance(dimension, int) else 1
+    made.row_stride = multiplied(node.shape[0], 1)
+    made.size = (*terms((made.row_stride, *node.shape[1:]), node.width), (node.width * (own - made.row_stride), 0))
     return made
 
 

@@ -17,6 +17,7 @@ from planner.estimate.graph import (
     Node,
     Shape,
     cached_terms,
+    cut,
     divided,
     leaf,
     multiplied,
@@ -247,7 +248,7 @@ class LayerBuilder:
         v_shape: Shape = (attention.v_dim, heads_kv, "u")
         if "attn_qkv.weight" in self.has:
             fused = self._linear(current, "attn_qkv")
-            q, k, v = (view("VIEW", shape, fused) for shape in (q_shape, k_shape, v_shape))
+            q, k, v = (cut(shape, fused) for shape in (q_shape, k_shape, v_shape))
         else:
             q, k, v = (self._linear(current, name) for name in ("attn_q", "attn_k", "attn_v"))
             if self.has.get("attn_q_norm.weight") == (attention.k_dim * heads,):
@@ -283,8 +284,12 @@ class LayerBuilder:
         """Write ``node`` into the cache; the view of the cache that attention reads."""
         cache = leaf((dim * heads, cells), 2, home=self.device)
         flat = view("VIEW", (dim * heads, "u"), node)
+        flat.size = node.size
         if not self.setting.flash_attention and rows in self.v_rows.values():
-            flat = view("RESHAPE", (1, dim * heads, "u"), view("RESHAPE", (dim * heads, "u"), node))
+            whole = node.row_stride is None
+            wide: Shape = (dim * heads, "u")
+            rows_of_v = view("RESHAPE", wide, node) if whole else Node("CONT", wide, (node,))
+            flat = view("RESHAPE", (1, dim * heads, "u"), rows_of_v)
             stored = Node("SET_ROWS", (), (flat, rows, view("RESHAPE", (1, dim * heads, cells), cache)))
         else:
             stored = Node("SET_ROWS", (), (flat, rows, cache))
