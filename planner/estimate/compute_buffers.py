@@ -1,7 +1,7 @@
 """Bytes of llama.cpp's compute buffers per device: a replay of its graph allocator.
 
-The graph is compiled for a few layers, per device and shape the first two and the last; the layers between repeat
-the second one's events with the sizes of their own weights. Compiled graphs and results are cached.
+The graph is compiled for a few layers, per device and shape the first, a usual one and the last; the other layers
+repeat the usual one's events with the sizes of their own weights. Compiled graphs and results are cached.
 """
 
 from __future__ import annotations
@@ -77,23 +77,27 @@ def _plan(
 ) -> tuple[tuple[tuple[int, int, int], ...], tuple[Step, ...]]:
     """The layers to compile, as ``(layer, device, experts' device)``, and the step of every layer of the model.
 
-    Per pair of devices and shape the first two layers and the last are compiled; the others are like the second. Where
-    experts lie elsewhere than their layer, a copy outlives its layer, so the last but one is not like the second.
+    Per pair of devices and shape the first layer, a usual one and the last are compiled; the others are like the usual
+    one. A layer before one that reads something for the first time is not usual: its last operations may be computed
+    together with the next layer's first ones, and then it copies the next layer's inputs.
     """
     members: dict[tuple[int, int, int], list[int]] = {}
     experts = (*(host for _ in devices[:expert_layers]), *devices[expert_layers:])
     keys = tuple(zip(shapes, devices, experts, strict=True))
     for layer, key in enumerate(keys):
         members.setdefault(key, []).append(layer)
-    apart = {key: own if len(own) < 4 else [*own[:2], *own[-1 - (key[1] != key[2]) :]] for key, own in members.items()}
-    chosen = sorted(layer for own in apart.values() for layer in own)
+    unusual = {own[0] - 1 for own in members.values()} | {len(keys) - 2}
+    usual: dict[tuple[int, int, int], int] = {}
+    chosen: list[int] = []
+    for key, own in members.items():
+        usual[key] = next((layer for layer in own[1:-1] if layer not in unusual), own[0])
+        chosen += sorted({own[0], usual[key], own[-1], *unusual.intersection(own)})
+    chosen.sort()
     position = {layer: at for at, layer in enumerate(chosen)}
     steps = [Step(0, GLOBAL)]
     for layer, key in enumerate(keys):
-        own = members[key]
-        repeated = layer not in apart[key]
-        at = position[own[1] if repeated else layer]
-        steps.append(Step(at + 1, layer, kinds[layer] if repeated else None))
+        repeated = layer not in position
+        steps.append(Step(position[usual[key] if repeated else layer] + 1, layer, kinds[layer] if repeated else None))
     return tuple(keys[layer] for layer in chosen), tuple(steps)
 
 

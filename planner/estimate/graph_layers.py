@@ -40,6 +40,10 @@ _LAYER_NORM = ("command-r", "cohere2", "falcon", "starcoder2", "stablelm", "phi2
 """Architectures whose norms subtract the mean, which llama.cpp does not do in place."""
 _RESIDUAL_BEFORE_ATTENTION = ("command-r", "cohere2")
 """Parallel layers that add the residual before the attention's result."""
+_ATTENTION_BEFORE_FFN = ("phi2",)
+"""Parallel layers that add the feed-forward's result to the attention's, which is therefore finished first."""
+_GATE_BY_DIVISION = ("qwen2moe",)
+"""Architectures that write the sigmoid of a shared expert's gate as a division (``silu(x) / x``)."""
 _ROWS_CHOSEN_AFTER_NORM = ("qwen35", "qwen35moe", "qwen3next")
 """Architectures whose normed last state is kept for the layers that predict further tokens."""
 _ROTATED_IN_WINDOW_ONLY = ("cohere2", "exaone4", "llama4")
@@ -173,6 +177,8 @@ class LayerBuilder:
             current = self._chosen(current)
         role = "token_embd.weight" if self.model.tied_embeddings else "output.weight"
         logits = Node("MUL_MAT", (self.model.n_vocab, "out"), (self._weight(role), current))
+        if "output.bias" in self.has:
+            logits = Node("ADD", logits.shape, (logits, self._weight("output.bias")))
         self.graph.expand(logits)
 
     # Pieces
@@ -234,10 +240,16 @@ class LayerBuilder:
     def _parallel(self, normed: Node, attended: Node, residual: Node) -> Node:
         """Attention and feed-forward on the same normed input, added up at the end."""
         current = self._ffn(normed, "")
-        before = self.architecture in _RESIDUAL_BEFORE_ATTENTION
-        for node in (residual, attended) if before else (attended, residual):
-            current = Node("ADD", current.shape, (current, node))
-        return current
+        if self.architecture in _ATTENTION_BEFORE_FFN:
+            terms_of_sum = [attended, current, residual]
+        elif self.architecture in _RESIDUAL_BEFORE_ATTENTION:
+            terms_of_sum = [current, residual, attended]
+        else:
+            terms_of_sum = [current, attended, residual]
+        total = terms_of_sum[0]
+        for node in terms_of_sum[1:]:
+            total = Node("ADD", total.shape, (total, node))
+        return total
 
     # Attention
 
@@ -414,8 +426,19 @@ class LayerBuilder:
         if used == 1:
             total = Node("CONT", total.shape, (total,))
         if "ffn_up_shexp.weight" in self.has:
-            total = Node("ADD", total.shape, (total, self._ffn(current, "_shexp")))
+            total = Node("ADD", total.shape, (total, self._shared_expert(current)))
         return total
+
+    def _shared_expert(self, current: Node) -> Node:
+        shared = self._ffn(current, "_shexp")
+        if "ffn_gate_inp_shexp.weight" not in self.has:
+            return shared
+        shape: Shape = (1, current.shape[1])
+        logit = Node("MUL_MAT", shape, (self._weight("ffn_gate_inp_shexp.weight"), current))
+        gate = Node("UNARY", shape, (logit,))
+        if self.architecture in _GATE_BY_DIVISION:
+            gate = Node("DIV", shape, (gate, logit))
+        return Node("MUL", shared.shape, (shared, gate))
 
     def _route(self, current: Node, expert_count: int, used: int) -> tuple[Node, Node]:
         """Which experts, and with what weights."""
