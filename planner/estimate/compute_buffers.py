@@ -13,7 +13,8 @@ from planner.core.model import ModelSpec
 from planner.estimate import kv_cache, weights
 from planner.estimate.graph import GLOBAL, WeightKey
 from planner.estimate.graph_alloc import OFFLOAD_MIN_BATCH, Rows, compile_graph, symbol_values
-from planner.estimate.graph_layers import LayerBuilder, Setting, rotates
+from planner.estimate.graph_layers import build
+from planner.estimate.graph_pieces import Setting, rotates, sparse
 from planner.estimate.graph_replay import Program, Step
 from planner.formats.ggml import type_traits
 
@@ -34,7 +35,7 @@ def _shape_kinds(model: ModelSpec) -> tuple[int, ...]:
             roles[layer].append((tensor.name.split(".", 2)[2], tensor.shape))
     known: dict[object, int] = {}
     return tuple(
-        known.setdefault((attention, rotates(model, layer), tuple(sorted(own))), layer)
+        known.setdefault((attention, rotates(model, layer), sparse(model, layer), tuple(sorted(own))), layer)
         for layer, (attention, own) in enumerate(zip(model.attention, roles, strict=True))
     )
 
@@ -103,7 +104,7 @@ def _plan(
 
 @lru_cache(maxsize=1024)
 def _program(model: ModelSpec, setting: Setting, rows: Rows, copies: int) -> Program:
-    return compile_graph(LayerBuilder(model, setting).build(), setting.host + 1, rows, copies)
+    return compile_graph(build(model, setting), setting.host + 1, rows, copies)
 
 
 def compute_bytes(

@@ -19,13 +19,15 @@ WeightKey = tuple[int, str]
 GLOBAL = -1
 """Position of a weight outside the layers."""
 
-SYMBOLS = ("1", "u", "out", "kv", "kvs", "u*kv", "u*kvs", "b", "kv*b", "kvs*b")
+SYMBOLS = ("1", "u", "out", "kv", "kvs", "u*kv", "u*kvs", "b", "kv*b", "kvs*b", "s")
 """``u`` tokens of a micro-batch, ``out`` rows that get logits, ``kv`` cells of the cache, ``kvs`` of the window's,
-``b`` bytes of a block of the cache's type."""
+``b`` bytes of a block of the cache's type, ``s`` sequences."""
 _INDEX = {symbol: index for index, symbol in enumerate(SYMBOLS)}
 
 VIEWS = frozenset({"VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE"})
-IN_PLACE = frozenset({"ADD", "ADD_ID", "MUL", "DIV", "SCALE", "UNARY", "ROPE", "RMS_NORM", "CLAMP", "SOFT_MAX"})
+IN_PLACE = frozenset(
+    {"ADD", "ADD_ID", "SUB", "MUL", "DIV", "SQR", "SQRT", "SCALE", "UNARY", "ROPE", "RMS_NORM", "CLAMP", "SOFT_MAX"}
+)
 """Operations that may overwrite an operand (``ggml_op_can_inplace``)."""
 
 

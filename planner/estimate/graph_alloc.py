@@ -330,6 +330,6 @@ def symbol_values(u: int, out: int, kv: int, kvs: int, b: int, streams: int = 1)
         streams: caches beside each other; what is read of them is read of all at once.
     """
     kv_all, kvs_all = kv * streams, kvs * streams
-    values = (1, u, out, kv_all, kvs_all, u * kv, u * kvs, b, kv_all * b, kvs_all * b)
+    values = (1, u, out, kv_all, kvs_all, u * kv, u * kvs, b, kv_all * b, kvs_all * b, streams)
     assert len(values) == len(SYMBOLS)
     return values
