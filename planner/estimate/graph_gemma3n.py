@@ -6,9 +6,9 @@ Source: src/models/gemma3n.cpp of llama.cpp as in llama-cpp-python 0.3.36.
 from __future__ import annotations
 
 from planner.core.model import AttentionLayer
-from planner.estimate.graph import Node, Shape, leaf, view, weight
+from planner.estimate.graph import GLOBAL, Node, Shape, leaf, view, weight
 from planner.estimate.graph_attention import attention
-from planner.estimate.graph_pieces import GLOBAL, Pieces
+from planner.estimate.graph_pieces import Pieces
 
 _PREDICTIONS = 4
 """States beside each other (``n_altup``); the first one is the active one."""
