@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.estimate.graph import Node, Shape, view, weight
+from planner.estimate.graph import Node, Shape, view
 from planner.estimate.graph_pieces import Pieces
 
 _NORMALIZED_EXPERTS = (
@@ -98,9 +98,9 @@ def _route(b: Pieces, current: Node, expert_count: int, used: int) -> tuple[Node
 
 def _expert_linear(b: Pieces, node: Node, role: str, chosen: Node, used: int, batch: int | str) -> Node:
     rows = b.has[f"{role}.weight"][1]
-    held = weight((b.position, f"{role}.weight"), b.expert_device)
+    held = b.weight(f"{role}.weight", b.expert_device)
     made = Node("MUL_MAT_ID", (rows, used, batch), (held, node, chosen))
     if f"{role}.bias" in b.has:
-        bias = weight((b.position, f"{role}.bias"), b.expert_device)
+        bias = b.weight(f"{role}.bias", b.expert_device)
         made = Node("ADD_ID", made.shape, (made, bias, chosen))
     return made

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from planner.core.model import ModelSpec
-from planner.estimate.graph import GLOBAL, Graph, Node, Shape, leaf, weight
+from planner.estimate.graph import GLOBAL, Graph, Node, Shape, WeightKey, leaf, view, weight
 
 _LAYER_NORM = ("command-r", "cohere2", "falcon", "starcoder2", "stablelm", "phi2", "gptneox")
 """Architectures whose norms subtract the mean, which llama.cpp does not do in place."""
@@ -82,6 +82,7 @@ class Pieces:
         self.windowed = any(layer.kind == "sliding" for layer in model.attention)
         self.factors = next((t.name for t in model.tensors if t.name.startswith("rope_f")), None)
         self.frequencies: dict[int, Node] = {}
+        self.weights: dict[tuple[WeightKey, int], Node] = {}
         self.has: dict[str, Shape] = {}
         """Shapes of the tensors of the layer, or of those outside."""
         self.device = self.expert_device = 0
@@ -95,7 +96,8 @@ class Pieces:
         self.positions = leaf(("u",), 4 * coordinates, is_input=True)
         self.out_ids = leaf(("out",), 4, is_input=True)
         self.temperatures = leaf((1, 1, "u"), 4, is_input=True)
-        self.state_ids = leaf(("s",), 4, is_input=True)
+        state_ids = leaf(("s",), 4, is_input=True)
+        self.states_at_hand, self.other_states = view("VIEW", ("s",), state_ids), view("VIEW", (0,), state_ids)
         mixture = self.model.mixture
         self.normed_after_rope = (
             self.architecture == "llama4" and mixture is not None and mixture.expert_count != _MAVERICK_EXPERTS
@@ -135,9 +137,16 @@ class Pieces:
         self.rotates = layer is not None and rotates(self.model, layer)
         self.sparse = layer is not None and sparse(self.model, layer)
 
-    def weight(self, role: str) -> Node:
-        """The layer's weight of that name."""
-        return weight((self.position, role), self.device)
+    def weight(self, role: str, device: int | None = None) -> Node:
+        """The weight ``role`` of the layer, or of those outside; one tensor, however often it is used.
+
+        Args:
+            device: where it lies, if not with the layer.
+        """
+        place = ((self.position, role), self.device if device is None else device)
+        if place not in self.weights:
+            self.weights[place] = weight(*place)
+        return self.weights[place]
 
     def norm(self, node: Node, role: str) -> Node:
         """``node`` normalized with the weight ``role``, and as it is where the layer has none."""

@@ -30,12 +30,12 @@ def _state(b: Pieces, size: int, node: Node | None = None) -> tuple[Node, Node]:
     cache = leaf((size, "s"), _FLOAT, home=b.device)
     _into(b, "SCALE", cache)
     if node is None:
-        node = Node("GET_ROWS", (size, "s"), (view("RESHAPE", cache.shape, cache), view("VIEW", ("s",), b.state_ids)))
+        node = Node("GET_ROWS", (size, "s"), (view("RESHAPE", cache.shape, cache), b.states_at_hand))
     else:
-        node.src = (view("RESHAPE", cache.shape, cache), *node.src, view("VIEW", ("s",), b.state_ids))
+        node.src = (view("RESHAPE", cache.shape, cache), *node.src, b.states_at_hand)
     b.graph.expand(node)
     # states of sequences that are not at hand; there are none in the graph that llama.cpp reserves memory for
-    others = Node("GET_ROWS", (0,), (view("RESHAPE", cache.shape, cache), view("VIEW", (0,), b.state_ids)))
+    others = Node("GET_ROWS", (0,), (view("RESHAPE", cache.shape, cache), b.other_states))
     _into(b, "CPY", cache, others)
     return cache, node
 
@@ -115,7 +115,8 @@ def _delta_net(b: Pieces, current: Node) -> Node:
     output = b.norm(view("VIEW", (dim, heads, "u"), net), "ssm_norm.weight")
     gate = Node("UNARY", output.shape, (view("RESHAPE", output.shape, outer_gate),))
     gated = Node("MUL", output.shape, (output, gate))
-    return b.linear(view("RESHAPE", (inner, "u"), gated), "ssm_out")
+    result = b.linear(view("RESHAPE", (inner, "u"), gated), "ssm_out")
+    return view("RESHAPE", result.shape, result)
 
 
 def _unit_length(node: Node) -> Node:
@@ -130,7 +131,8 @@ def _decay_and_share(b: Pieces, current: Node, heads: int) -> tuple[Node, Node]:
         both = b.linear(current, "ssm_ba")
         share, decay = (Node("CONT", shape, (view("VIEW", shape, both),)) for _ in range(2))
     else:
-        share, decay = b.linear(current, "ssm_beta"), b.linear(current, "ssm_alpha")
+        # views, so what follows is not computed in their place
+        share, decay = (view("RESHAPE", shape, b.linear(current, name)) for name in ("ssm_beta", "ssm_alpha"))
     share = Node("UNARY", shape, (share,))
     decay = Node("UNARY", shape, (Node("ADD", shape, (decay, b.weight("ssm_dt.bias"))),))
     decay = Node("MUL", shape, (decay, b.weight("ssm_a")))
