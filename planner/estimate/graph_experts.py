@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.estimate.graph import Node, Shape, view
+from planner.estimate.graph import Node, Shape, cut, view
 from planner.estimate.graph_pieces import Pieces
 
 _NORMALIZED_EXPERTS = (
@@ -82,7 +82,7 @@ def _route(b: Pieces, current: Node, expert_count: int, used: int) -> tuple[Node
     scored = logits if early else probabilities
     if biased:
         scored = Node("ADD", logits.shape, (probabilities, b.weight("exp_probs_b.bias")))
-    chosen = view("VIEW", (used, batch), Node("ARGSORT", logits.shape, (scored,)))
+    chosen = cut((used, batch), Node("ARGSORT", logits.shape, (scored,)))
     weights = Node("GET_ROWS", (1, used, batch), (view("RESHAPE", (1, expert_count, batch), probabilities), chosen))
     if late:
         flat = Node("SOFT_MAX", (used, batch), (view("RESHAPE", (used, batch), weights),))
