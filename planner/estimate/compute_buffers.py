@@ -79,15 +79,16 @@ def _plan(
     """The layers to compile, as ``(layer, device, experts' device)``, and the step of every layer of the model.
 
     Per pair of devices and shape the first layer, a usual one and the last are compiled; the others are like the usual
-    one. A layer before one that reads something for the first time is not usual: its last operations may be computed
-    together with the next layer's first ones, and then it copies the next layer's inputs.
+    one. Where weights are copied to a GPU, a layer before one that reads something for the first time is not usual: its
+    last operations are computed together with the next layer's first ones, and it copies the next layer's inputs.
     """
     members: dict[tuple[int, int, int], list[int]] = {}
     experts = (*(host for _ in devices[:expert_layers]), *devices[expert_layers:])
     keys = tuple(zip(shapes, devices, experts, strict=True))
     for layer, key in enumerate(keys):
         members.setdefault(key, []).append(layer)
-    unusual = {own[0] - 1 for own in members.values()} | {len(keys) - 2}
+    before = {own[0] - 1 for own in members.values()} | {len(keys) - 2}
+    unusual = {i for i in before if i >= 0 and (keys[i][1] == host > 0 or keys[i][1] != keys[i][2])}
     usual: dict[tuple[int, int, int], int] = {}
     chosen: list[int] = []
     for key, own in members.items():
