@@ -99,7 +99,12 @@ def _plan(
     steps = [Step(0, GLOBAL)]
     for layer, key in enumerate(keys):
         repeated = layer not in position
-        steps.append(Step(position[usual[key] if repeated else layer] + 1, layer, kinds[layer] if repeated else None))
+        segment = position[usual[key] if repeated else layer] + 1
+        last = steps[-1]
+        if repeated and (last.segment, last.kind) == (segment, kinds[layer]):
+            steps[-1] = Step(segment, last.layer, last.kind, last.count + 1)
+        else:
+            steps.append(Step(segment, layer, kinds[layer] if repeated else None))
     return tuple(keys[layer] for layer in chosen), tuple(steps)
 
 

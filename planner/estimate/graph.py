@@ -42,6 +42,8 @@ class Node:
     weight: WeightKey | None = None
     """Position of the layer and role of a weight, as ``(3, "ffn_down.weight")``."""
     is_input = False
+    host_only = False
+    """No GPU kernel computes it."""
     is_output = False
     """Read after the graph has run, so never freed or overwritten."""
     row_stride: int | None = None
@@ -109,9 +111,14 @@ class Graph:
         if node in self.seen:
             return
         self.seen.add(node)
+        latest = node.position
         for source in node.src:
-            self.expand(source)
-            node.position = max(node.position, source.weight[0] if source.weight else source.position)
+            if source not in self.seen:
+                self.expand(source)
+            position = source.weight[0] if source.weight else source.position
+            if position > latest:
+                latest = position
+        node.position = latest
         (self.nodes if node.op != "NONE" else self.leafs).append(node)
 
 

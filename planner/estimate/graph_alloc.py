@@ -59,9 +59,11 @@ def _assign(graph: Graph, host: int, rows: Rows) -> dict[Node, int]:
         for node in order:
             if node in devices:
                 current = devices[node] if spreads_host or devices[node] != host else None
-            elif current is not None:
+            elif current is not None and (current == host or not node.host_only):
                 devices[node] = current
     for node in graph.nodes:
+        if node.host_only:
+            devices.setdefault(node, host)
         if node.root is not None and node not in devices:
             devices[node] = devices[node.root]
         for source in node.src:
@@ -134,11 +136,11 @@ class _Allocation:
             for source in sources:
                 if source.root is None and source not in slots:
                     self._allocate(source, device)
-            if not helper or node in self.copy_of:
+            if node.root is None and (not helper or node in self.copy_of):
                 self._allocate(node, device)
             for source in sources:
-                children[source] -= 1
-                if not children[source]:
+                left = children[source] = children[source] - 1
+                if not left:
                     self._release(source)
         segments = tuple(self._segments(device) for device in range(len(self.events)))
         return Program(segments, tuple(self.sizes), split_count)
@@ -164,7 +166,7 @@ class _Allocation:
         for node in self.graph.nodes:
             device = self.devices[node]
             if node.op in VIEWS:
-                self.sources[node] = node.src
+                self.sources[node] = tuple([source for source in node.src if source.home is None])
                 if not splits:
                     splits.append((-1, [], []))
                 splits[-1][1].append(node)
@@ -176,14 +178,16 @@ class _Allocation:
             if not splits or splits[-1][0] != device or fresh:
                 splits.append((device, [], []))
             splits[-1][1].append(node)
-            self.sources[node] = tuple(self._local(source, device, splits[-1][2], copied) for source in node.src)
+            # weights and caches that lie here were allocated before, and stay
+            local = [self._local(source, device, splits[-1][2], copied) for source in node.src]
+            self.sources[node] = tuple([source for source in local if source.home is None])
         for device, nodes, inputs in splits:
             self._emit(device, nodes, inputs, copied)
         return len(splits)
 
     def _local(self, source: Node, device: int, inputs: list[Node], copied: dict[tuple[Node, int], Node]) -> Node:
         """``source``, or its copy where ``device`` cannot read it; the host's memory counts as such a case."""
-        home = root_of(source).home
+        home = (source.root or source).home
         if (self.devices[source] if home is None else home) == device:
             return source
         if (source, device) not in copied:

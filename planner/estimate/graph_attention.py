@@ -9,6 +9,10 @@ from planner.estimate.kv_cache import CUDA_ROW_PADDING
 
 _SOFT_CAPPED = ("gemma2",)
 _NORMALIZED_VALUES = ("gemma3n",)
+_KERNEL_DIMS = frozenset(
+    {(d, d) for d in (40, 64, 72, 80, 96, 112, 128, 256, 512)} | {(192, 128), (320, 256), (576, 512)}
+)
+"""Lengths of K and V that flash attention has a CUDA kernel for (``ggml_cuda_get_best_fattn_kernel``)."""
 _VECTOR_KERNEL_DIMS = (64, 128, 256)
 """Lengths of a head that the vector kernel is compiled for (``ggml_cuda_get_fattn_vec_case``)."""
 
@@ -113,6 +117,7 @@ def _attend(b: Pieces, q: Node, k: Node, v: Node, cells: str, heads: int, v_up: 
     sinks = (b.weight("attn_sinks.weight"),) if "attn_sinks.weight" in b.has else ()
     if b.setting.flash_attention:
         result = Node("FLASH_ATTN_EXT", (v_dim, heads, "u"), (q, k, v, mask, *sinks))
+        result.host_only = (k.shape[0], v_dim) not in _KERNEL_DIMS
         result.scratch = _half_copies(b, k, v)
         result.scratch_apart = terms(v.shape, 2) if b.model.mla and not b.setting.kv_half else ()
         if v_up is not None:

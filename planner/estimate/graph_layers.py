@@ -79,6 +79,8 @@ def _output(b: Pieces, current: Node) -> None:
 
 def _layer(b: Pieces, kept: AttentionLayer, entry: Node, chosen: bool) -> Node:
     normed = current = b.norm(entry, "attn_norm.weight")
+    if "attn_norm_2.weight" in b.has:
+        current = b.norm(entry, "attn_norm_2.weight")
     if b.architecture in _NORMED_EARLY:
         b.graph.expand(normed)
     if kept.kind in ("full", "sliding"):

@@ -141,9 +141,9 @@ def expert_layers(model: ModelSpec, placement: Placement) -> int:
     return count if count > model.offloadable_count - placement.gpu_layers else 0
 
 
-def global_bytes(model: ModelSpec, variant: Variant) -> tuple[int, int]:
+def global_bytes(model: ModelSpec, variant: Variant, on_gpu: bool = False) -> tuple[int, int]:
     """Bytes of the tables that always stay in RAM, and of what every device with layers holds (frequencies)."""
-    tables, shared = _by_slot(model, variant, False)[model.n_layer + 1 : model.n_layer + 3]
+    tables, shared = _by_slot(model, variant, on_gpu)[model.n_layer + 1 : model.n_layer + 3]
     return tables, shared
 
 
