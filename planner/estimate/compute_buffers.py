@@ -27,15 +27,16 @@ PIPELINE_COPIES = 4
 
 @lru_cache(maxsize=256)
 def _shape_kinds(model: ModelSpec) -> tuple[int, ...]:
-    """Per layer: the first layer that builds the same graph."""
+    """Per layer: the first layer that builds the same graph, before a layer that reads its state early or does not."""
     roles: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in range(model.n_layer)]
     for tensor in model.tensors:
         layer = tensor.layer
         if layer is not None and layer < model.n_layer:
             roles[layer].append((tensor.name.split(".", 2)[2], tensor.shape))
     known: dict[object, int] = {}
+    early = [attention.kind == "recurrent" for attention in model.attention[1:]] + [False]
     return tuple(
-        known.setdefault((attention, rotates(model, layer), sparse(model, layer), tuple(sorted(own))), layer)
+        known.setdefault((attention, rotates(model, layer), sparse(model, layer), early[layer], *sorted(own)), layer)
         for layer, (attention, own) in enumerate(zip(model.attention, roles, strict=True))
     )
 
