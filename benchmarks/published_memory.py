@@ -126,7 +126,7 @@ def table() -> list[str]:
 
 
 def by_engine() -> list[str]:
-    """Lines of a table: the error of GPU totals by engine, with its sign; rows that have an explanation only counted."""
+    """Lines of a table: the error of GPU totals by engine, with its sign; explained rows are only counted."""
     found: dict[str, list[float]] = defaultdict(list)
     explained: dict[str, int] = defaultdict(int)
     for row in rows():
