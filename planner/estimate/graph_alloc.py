@@ -40,6 +40,8 @@ def compile_graph(graph: Graph, device_count: int, rows: Rows, copies: int = 1) 
 
 def _assign(graph: Graph, host: int, rows: Rows) -> dict[Node, int]:
     """Device of each node: where its weights are, then spreading from GPU nodes, then from the rest."""
+    if not host:
+        return dict.fromkeys((*graph.leafs, *graph.nodes), host)
     devices: dict[Node, int] = {}
     for node in graph.leafs:
         if node.home is not None:
@@ -158,6 +160,10 @@ class _Allocation:
         return tuple(found)
 
     def _split(self) -> int:
+        if not self.host:
+            self.order = [(node, 0, False) for node in self.graph.nodes]
+            self.sources = {node: tuple([s for s in node.src if s.home is None]) for node in self.graph.nodes}
+            return 1
         splits: list[tuple[int, list[Node], list[Node]]] = []
         copied: dict[tuple[Node, int], Node] = {}
         for node in self.graph.nodes:
