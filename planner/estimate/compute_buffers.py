@@ -7,6 +7,7 @@ repeat the usual one's events with the sizes of their own weights. Compiled grap
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 
 from planner.core.candidate import Placement, Variant
 from planner.core.model import ModelSpec
@@ -34,11 +35,16 @@ def _shape_kinds(model: ModelSpec) -> tuple[int, ...]:
         if layer is not None and layer < model.n_layer:
             roles[layer].append((tensor.name.split(".", 2)[2], tensor.shape))
     known: dict[object, int] = {}
-    early = [attention.kind == "recurrent" for attention in model.attention[1:]] + [False]
+    early = (*_recurrent(model)[1:], False)
     return tuple(
         known.setdefault((attention, rotates(model, layer), sparse(model, layer), early[layer], *sorted(own)), layer)
         for layer, (attention, own) in enumerate(zip(model.attention, roles, strict=True))
     )
+
+
+@lru_cache(maxsize=256)
+def _recurrent(model: ModelSpec) -> tuple[bool, ...]:
+    return tuple(attention.kind == "recurrent" for attention in model.attention)
 
 
 @lru_cache(maxsize=512)
@@ -75,13 +81,19 @@ def _kinds(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
 
 @lru_cache(maxsize=4096)
 def _plan(
-    shapes: tuple[int, ...], kinds: tuple[int, ...], devices: tuple[int, ...], host: int, expert_layers: int
+    shapes: tuple[int, ...],
+    kinds: tuple[int, ...],
+    recurrent: tuple[bool, ...],
+    devices: tuple[int, ...],
+    host: int,
+    expert_layers: int,
 ) -> tuple[tuple[tuple[int, int, int], ...], tuple[Step, ...]]:
     """The layers to compile, as ``(layer, device, experts' device)``, and the step of every layer of the model.
 
     Per pair of devices and shape the first layer, a usual one and the last are compiled; the others are like the usual
     one. Where weights are copied to a GPU, a layer before one that reads something for the first time is not usual: its
     last operations are computed together with the next layer's first ones, and it copies the next layer's inputs.
+    Recurrent layers read their state before the one before them is finished, so no layer gets another neighbour there.
     """
     members: dict[tuple[int, int, int], list[int]] = {}
     experts = (*(host for _ in devices[:expert_layers]), *devices[expert_layers:])
@@ -96,6 +108,8 @@ def _plan(
         usual[key] = next((layer for layer in own[1:-1] if layer not in unusual), own[0])
         chosen += sorted({own[0], usual[key], own[-1], *unusual.intersection(own)})
     chosen.sort()
+    pairs = pairwise(chosen)
+    chosen = sorted({*chosen, *(after - 1 for layer, after in pairs if recurrent[layer + 1] != recurrent[after])})
     position = {layer: at for at, layer in enumerate(chosen)}
     steps = [Step(0, GLOBAL)]
     for layer, key in enumerate(keys):
@@ -166,7 +180,7 @@ def _compute_bytes(
     tokens = -(-ubatch // sequences) * sequences  # as many of each sequence (``llama_context::graph_reserve``)
     shapes = _shape_kinds(model)
     kinds = shapes if variant is None else _kinds(model, variant)
-    compiled, steps = _plan(shapes, kinds, devices[:-1], gpu_count, expert_layers)
+    compiled, steps = _plan(shapes, kinds, _recurrent(model), devices[:-1], gpu_count, expert_layers)
     setting = Setting(
         flash_attention=flash_attention,
         kv_block_weights=traits.block_weights,
