@@ -1,15 +1,18 @@
-"""Error of the memory estimate: against llama.cpp's own no-alloc report per model, published figures, and rivals.
+"""Error of the memory estimate per family: llama.cpp's own no-alloc reports, published figures, and rivals.
 
-Run: ``python benchmarks/memory.py [truth.csv]``; without a path the sample in tests/data is used.
+Run: ``python benchmarks/memory.py [truth.csv] [--models]``; the truth is three tables in tests/data, or the first is
+replaced by the file given: a sample of six models over all settings, an H100's answers for one model of each
+architecture, and one to three GPUs for every model of the catalog. ``--models`` prints a row per model, too.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +29,8 @@ from planner.methods import gguf  # noqa: E402
 from planner.models import catalog  # noqa: E402
 
 Row = dict[str, str]
+TABLES = ROOT / "tests" / "data"
+H100, MODELS = TABLES / "llamacpp_memory_cuda.csv", TABLES / "llamacpp_memory_models.csv"
 PARTS = ("weights", "KV cache", "compute", "total")
 # the truth was taken on a machine with AVX-512
 CPU = Cpu(model="truth", architecture="x86_64", simd=("avx2", "avx512f"))
@@ -51,6 +56,39 @@ def placement(row: Row) -> Placement:
         sequences=sequences,
         gpu_count=gpus,
     )
+
+
+def pairs_of(path: Path) -> Iterator[tuple[str, str, tuple[tuple[int, int], ...]]]:
+    """``(model, device, pairs)`` of a table of answers for any number of GPUs, or of the H100's."""
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            shares = tuple(map(float, row.get("tensor_split", "1").split("/")))
+            asked = Placement(
+                context=int(row["context"]),
+                kv_type=row["kv_type"],
+                gpu_layers=int(row["gpu_layers"]),
+                ubatch=int(row["ubatch"]),
+                flash_attention=row["flash_attention"] == "1",
+                sequences=int(row["sequences"]),
+                cpu_expert_layers=int(row.get("cpu_expert_layers", 0)),
+                gpu_count=len(shares),
+                tensor_split=shares if len(shares) > 1 else (),
+            )
+            model = catalog.lookup(row["model"])
+            assert model is not None, row["model"]
+            hardware = dataclasses.replace(machine({"backend": "cuda"}), gpus=(GPU,) * len(shares))
+            made = memory(model, gguf.variant(row["type"]), asked, hardware)
+            told = row.get("bytes") or ";".join(
+                " ".join(row[f"{place}_{part}"] for part in ("weights", "kv", "compute")) for place in ("gpu", "host")
+            )
+            answers = [_three(device) for device in told.split(";")]
+            for index, (device, answer) in enumerate(zip((*made.devices, made.host), answers, strict=False)):
+                yield row["model"], "host" if index == len(made.devices) else "GPU", _pairs(device, answer)
+
+
+def _three(text: str) -> tuple[int, int, int]:
+    weights, cache, compute = map(int, text.split())
+    return weights, cache, compute
 
 
 def compared(row: Row) -> dict[str, tuple[tuple[int, int], ...]]:
@@ -89,24 +127,34 @@ def line(label: str, errors: Iterable[float]) -> str:
     at = [found[min(count - 1, int(share * count))] for share in (0.95, 0.99)]
     exact = found.count(0.0) / count
     mean = sum(found) / count
-    return f"{label:34} {count:6} {mean:9.4%} {at[0]:9.3%} {at[1]:9.3%} {found[-1]:9.3%} {exact:8.1%}"
+    return f"{label:46} {count:6} {mean:9.4%} {at[0]:9.3%} {at[1]:9.3%} {found[-1]:9.3%} {exact:8.1%}"
 
 
-def main(path: Path) -> None:
-    """Print the error table."""
-    errors: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    started = time.perf_counter()
+def main(path: Path, by_model: bool) -> None:
+    """Print the error tables."""
+    started, count = time.perf_counter(), 0
     told = rows(path)
-    for row in told:
-        for device, pairs in compared(row).items():
+    of_settings = ((row["model"], d, pairs) for row in told for d, pairs in compared(row).items())
+    tables: list[tuple[str, Iterable[tuple[str, str, tuple[tuple[int, int], ...]]]]] = [
+        (f"six models, {path.name}", of_settings),
+        (f"an H100's answers, {H100.name}", pairs_of(H100)),
+        (f"every model, one to three GPUs, {MODELS.name}", pairs_of(MODELS)),
+    ]
+    for title, found in tables:
+        errors: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+        for name, device, pairs in found:
+            count += 1
+            model = catalog.lookup(name)
+            assert model is not None
+            labels = [f" {model.architecture}", "all"] + ([name] if by_model else [])
             for part, pair in zip(PARTS, pairs, strict=True):
-                for model in (row["model"], "all models"):
-                    errors[model, device, part].append(error(*pair))
-    seconds = time.perf_counter() - started
-    print(f"{'model, device, part':34} {'rows':>6} {'mean':>9} {'p95':>9} {'p99':>9} {'max':>9} {'exact':>8}")
-    for (model, device, part), found in sorted(errors.items()):
-        print(line(f"{model} {device} {part}", found))
-    print(f"{len(told)} estimates in {seconds:.2f} s\n")
+                for label in labels if part == "total" or by_model else ["all"]:
+                    errors[label, device, part].append(error(*pair))
+        print(f"{title:46} {'rows':>6} {'mean':>9} {'p95':>9} {'p99':>9} {'max':>9} {'exact':>8}")
+        for (label, device, part), own in sorted(errors.items()):
+            print(line(f"{label} {device} {part}", own))
+        print()
+    print(f"{count} devices' estimates in {time.perf_counter() - started:.2f} s\n")
     print("\n".join(published_memory.table()), end="\n\n")
     print("\n".join(rivals.lines(on_gpu(told))))
 
@@ -126,4 +174,5 @@ def on_gpu(told: list[Row]) -> list[rivals.Case]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "tests" / "data" / "llamacpp_memory.csv")
+    given = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+    main(Path(given[0]) if given else TABLES / "llamacpp_memory.csv", "--models" in sys.argv)

@@ -125,9 +125,31 @@ def table() -> list[str]:
     return lines
 
 
+def by_engine() -> list[str]:
+    """Lines of a table: the error of GPU totals by engine, with its sign; explained rows are only counted."""
+    found: dict[str, list[float]] = defaultdict(list)
+    explained: dict[str, int] = defaultdict(int)
+    for row in rows():
+        engine = row["engine"].split(" (")[0][:44]
+        if row["kind"] == "gpu_total" and row["explanation"]:
+            explained[engine] += 1
+        elif row["kind"] == "gpu_total":
+            found[engine].append(estimated_mib(row) / float(row["value_mib"]) - 1)
+    lines = [
+        f"{'GPU totals by engine':44} {'rows':>5} {'median':>8} {'mean size':>10} {'largest':>8} {'explained':>10}"
+    ]
+    for engine, own in sorted(found.items(), key=lambda pair: -len(pair[1])):
+        size = sum(map(abs, own)) / len(own)
+        largest = max(own, key=abs)
+        lines.append(
+            f"{engine:44} {len(own):5} {median(own):+8.1%} {size:10.1%} {largest:+8.1%} {explained[engine]:10}"
+        )
+    return lines
+
+
 def main() -> None:
-    """Print the table, and with ``--rows`` every row that needed an explanation."""
-    print("\n".join(table()))
+    """Print the tables, and with ``--rows`` every row that needed an explanation."""
+    print("\n".join([*table(), "", *by_engine()]))
     if "--rows" not in sys.argv:
         return
     for row in rows():

@@ -122,6 +122,8 @@ BAD_LINES = [
     ('{"model": "llama-2-7b", "device": "GeForce RTX 4090", "device_count": 1000000000000}', "bad-case"),
     ('{"model": "phi-2", "kv_type": "q8_0", "device": "GeForce RTX 4090"}', "row-not-divisible"),
     ('{"model": "' + "x" * 1_000_000 + '"}', "unknown-model"),
+    ('{"model": "llama-2-7b", "context": 4096, "depth": 4097, "device": "GeForce RTX 4090"}', "bad-case"),
+    ('{"model": "llama-2-7b", "device": "GeForce RTX 4090", "backend": "metal"}', "backend-mismatch"),
 ]
 
 
@@ -131,6 +133,12 @@ def test_a_bad_line_gets_its_error_and_the_rest_go_on(line: str, code: str) -> N
     answers = list(estimate_batch([line, "", good]))
     assert answers[0]["error"]["code"] == code and len(answers[0]["error"]["message"]) < 1000
     assert answers[1]["id"] == "good" and len(answers) == 2
+
+
+def test_an_unasked_context_holds_the_depth() -> None:
+    lines = [f'{{"model": "llama-2-7b", "device": "GeForce RTX 4090", "depth": {depth}}}' for depth in (0, 4096, 20000)]
+    caches = [answer["memory"]["devices"][0]["kv_cache_bytes"] for answer in estimate_batch(lines)]
+    assert caches[0] == caches[1] < caches[2]
 
 
 def test_a_file_is_answered_in_the_order_of_its_lines() -> None:

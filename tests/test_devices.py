@@ -159,3 +159,18 @@ def test_unknown_device_names_its_neighbours() -> None:
         devices.hardware_from_device("L4", backend="opencl")
     with pytest.raises(UsageError, match="bad-count"):
         devices.hardware_from_device("L4", count=0)
+
+
+@pytest.mark.parametrize(
+    ("device", "backend"), [("M3 Max", "cuda"), ("GeForce RTX 4090", "rocm"), ("Radeon RX 7900 XTX", "metal")]
+)
+def test_a_back_end_of_another_vendor_is_refused(device: str, backend: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        devices.hardware_from_device(device, backend=backend)
+    assert caught.value.code == "backend-mismatch"
+    assert caught.value.hint and "vulkan" in caught.value.hint
+
+
+@pytest.mark.parametrize("backend", ["vulkan", "sycl", "cpu"])
+def test_a_back_end_of_several_vendors_is_taken(backend: str) -> None:
+    assert devices.hardware_from_device("GeForce RTX 4090", backend=backend).name

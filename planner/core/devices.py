@@ -61,6 +61,8 @@ def apple_working_set_bytes(ram_bytes: int) -> int:
 _BACKENDS = {"nvidia": "cuda", "amd": "rocm", "intel": "sycl", "apple": "metal"}
 _ARM_VENDORS = frozenset({"apple", "ampere", "broadcom", "cix", "rockchip", "qualcomm", "nvidia"})
 BACKENDS = ("cuda", "rocm", "vulkan", "metal", "sycl", "cpu")
+_VENDOR_OF_BACKEND = {"cuda": "nvidia", "rocm": "amd", "metal": "apple"}
+"""Back ends that run on one vendor's GPUs only; Vulkan and SYCL drivers exist for several."""
 
 
 def hardware_from_device(
@@ -90,11 +92,25 @@ def hardware_from_device(
         )
     if backend is not None and backend not in BACKENDS:
         raise UsageError(f"{backend!r} is no back end", hint=f"one of {', '.join(BACKENDS)}", code="unknown-backend")
+    _check_backend(row, backend)
     if count < 1:
         raise UsageError(f"a machine cannot have {count} devices", hint="give 1 or more", code="bad-count")
     if row.kind in GPU_KINDS and not row.unified:
         return _discrete(row, count, backend, ram_bytes)
     return _integrated(row, backend, ram_bytes)
+
+
+def _check_backend(row: DeviceRow, backend: str | None) -> None:
+    vendor = _VENDOR_OF_BACKEND.get(backend or "")
+    if vendor is None or vendor == row.vendor:
+        return
+    fitting = [name for name in BACKENDS if _VENDOR_OF_BACKEND.get(name, row.vendor) == row.vendor]
+    raise UsageError(
+        f"{row.device} has no {backend} back end",
+        numbers=f"{backend} is for GPUs by {vendor}, this device is by {row.vendor or 'another vendor'}",
+        hint=f"leave the back end out, or give one of {', '.join(fitting)}",
+        code="backend-mismatch",
+    )
 
 
 def gpu_from_row(

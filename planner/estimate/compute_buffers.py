@@ -1,41 +1,50 @@
 """Bytes of llama.cpp's compute buffers per device: a replay of its graph allocator.
 
-The graph is compiled for a few layers, per device and shape the first two and the last; the layers between repeat
-the second one's events with the sizes of their own weights. Compiled graphs and results are cached.
+The graph is compiled for a few layers, per device and shape the first, a usual one and the last; the other layers
+repeat the usual one's events with the sizes of their own weights. Compiled graphs and results are cached.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 
 from planner.core.candidate import Placement, Variant
 from planner.core.model import ModelSpec
 from planner.estimate import kv_cache, weights
 from planner.estimate.graph import GLOBAL, WeightKey
-from planner.estimate.graph_alloc import compile_graph, symbol_values
-from planner.estimate.graph_layers import LayerBuilder, Setting, rotates
+from planner.estimate.graph_alloc import OFFLOAD_MIN_BATCH, Rows, compile_graph, symbol_values
+from planner.estimate.graph_layers import build
+from planner.estimate.graph_pieces import Setting, rotates, sparse
 from planner.estimate.graph_replay import Program, Step
 from planner.formats.ggml import type_traits
 
-OFFLOAD_MIN_BATCH = 32
-"""Rows from which an operation on a weight in RAM runs on the GPU (``GGML_OP_OFFLOAD_MIN_BATCH`` of ggml-cuda)."""
+VECTOR_KERNEL_MAX_TOKENS, VECTOR_KERNEL_TYPES = 2, ("Q4_0", "Q8_0")
+"""Tokens of a sequence and types of a cache that flash attention reads without a copy in F16, from compute capability
+8.9 on (``ggml_cuda_get_best_fattn_kernel``; older GPUs take one token) and with the kernels compiled by default."""
 PIPELINE_COPIES = 4
 """Copies of the inputs when all layers lie on several GPUs (``GGML_SCHED_MAX_COPIES``)."""
 
 
 @lru_cache(maxsize=256)
 def _shape_kinds(model: ModelSpec) -> tuple[int, ...]:
-    """Per layer: the first layer that builds the same graph."""
+    """Per layer: the first layer that builds the same graph, before a layer that reads its state early or does not."""
     roles: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in range(model.n_layer)]
     for tensor in model.tensors:
         layer = tensor.layer
         if layer is not None and layer < model.n_layer:
             roles[layer].append((tensor.name.split(".", 2)[2], tensor.shape))
     known: dict[object, int] = {}
+    early = (*_recurrent(model)[1:], False)
     return tuple(
-        known.setdefault((attention, rotates(model, layer), tuple(sorted(own))), layer)
+        known.setdefault((attention, rotates(model, layer), sparse(model, layer), early[layer], *sorted(own)), layer)
         for layer, (attention, own) in enumerate(zip(model.attention, roles, strict=True))
     )
+
+
+@lru_cache(maxsize=256)
+def _recurrent(model: ModelSpec) -> tuple[bool, ...]:
+    return tuple(attention.kind == "recurrent" for attention in model.attention)
 
 
 @lru_cache(maxsize=512)
@@ -72,33 +81,51 @@ def _kinds(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
 
 @lru_cache(maxsize=4096)
 def _plan(
-    shapes: tuple[int, ...], kinds: tuple[int, ...], devices: tuple[int, ...], host: int, expert_layers: int
+    shapes: tuple[int, ...],
+    kinds: tuple[int, ...],
+    recurrent: tuple[bool, ...],
+    devices: tuple[int, ...],
+    host: int,
+    expert_layers: int,
 ) -> tuple[tuple[tuple[int, int, int], ...], tuple[Step, ...]]:
     """The layers to compile, as ``(layer, device, experts' device)``, and the step of every layer of the model.
 
-    Per pair of devices and shape the first two layers and the last are compiled; the others are like the second. Where
-    experts lie elsewhere than their layer, a copy outlives its layer, so the last but one is not like the second.
+    Per pair of devices and shape the first layer, a usual one and the last are compiled; the others are like the usual
+    one. Where weights are copied to a GPU, a layer before one that reads something for the first time is not usual: its
+    last operations are computed together with the next layer's first ones, and it copies the next layer's inputs.
+    Recurrent layers read their state before the one before them is finished, so no layer gets another neighbour there.
     """
     members: dict[tuple[int, int, int], list[int]] = {}
     experts = (*(host for _ in devices[:expert_layers]), *devices[expert_layers:])
     keys = tuple(zip(shapes, devices, experts, strict=True))
     for layer, key in enumerate(keys):
         members.setdefault(key, []).append(layer)
-    apart = {key: own if len(own) < 4 else [*own[:2], *own[-1 - (key[1] != key[2]) :]] for key, own in members.items()}
-    chosen = sorted(layer for own in apart.values() for layer in own)
+    before = {own[0] - 1 for own in members.values()} | {len(keys) - 2}
+    unusual = {i for i in before if i >= 0 and (keys[i][1] == host > 0 or keys[i][1] != keys[i][2])}
+    usual: dict[tuple[int, int, int], int] = {}
+    chosen: list[int] = []
+    for key, own in members.items():
+        usual[key] = next((layer for layer in own[1:-1] if layer not in unusual), own[0])
+        chosen += sorted({own[0], usual[key], own[-1], *unusual.intersection(own)})
+    chosen.sort()
+    pairs = pairwise(chosen)
+    chosen = sorted({*chosen, *(after - 1 for layer, after in pairs if recurrent[layer + 1] != recurrent[after])})
     position = {layer: at for at, layer in enumerate(chosen)}
     steps = [Step(0, GLOBAL)]
     for layer, key in enumerate(keys):
-        own = members[key]
-        repeated = layer not in apart[key]
-        at = position[own[1] if repeated else layer]
-        steps.append(Step(at + 1, layer, kinds[layer] if repeated else None))
+        repeated = layer not in position
+        segment = position[usual[key] if repeated else layer] + 1
+        last = steps[-1]
+        if repeated and (last.segment, last.kind) == (segment, kinds[layer]):
+            steps[-1] = Step(segment, last.layer, last.kind, last.count + 1)
+        else:
+            steps.append(Step(segment, layer, kinds[layer] if repeated else None))
     return tuple(keys[layer] for layer in chosen), tuple(steps)
 
 
 @lru_cache(maxsize=1024)
-def _program(model: ModelSpec, setting: Setting, offloaded: frozenset[str], copies: int) -> Program:
-    return compile_graph(LayerBuilder(model, setting).build(), setting.host + 1, offloaded, copies)
+def _program(model: ModelSpec, setting: Setting, rows: Rows, copies: int) -> Program:
+    return compile_graph(build(model, setting), setting.host + 1, rows, copies)
 
 
 def compute_bytes(
@@ -117,6 +144,7 @@ def compute_bytes(
         model,
         variant if copied else None,
         kv_cache.micro_batch(placement),
+        placement.sequences,
         kv_cache.cells(placement),
         _window(model, placement),
         placement.kv_type.upper(),
@@ -138,6 +166,7 @@ def _compute_bytes(
     model: ModelSpec,
     variant: Variant | None,
     ubatch: int,
+    sequences: int,
     cells: int,
     window: int,
     kv_type: str,
@@ -148,26 +177,27 @@ def _compute_bytes(
     expert_layers: int,
 ) -> tuple[int, ...]:
     out, traits = min(ubatch, batch), type_traits(kv_type)
+    tokens = -(-ubatch // sequences) * sequences  # as many of each sequence (``llama_context::graph_reserve``)
     shapes = _shape_kinds(model)
     kinds = shapes if variant is None else _kinds(model, variant)
-    compiled, steps = _plan(shapes, kinds, devices[:-1], gpu_count, expert_layers)
+    compiled, steps = _plan(shapes, kinds, _recurrent(model), devices[:-1], gpu_count, expert_layers)
     setting = Setting(
         flash_attention=flash_attention,
         kv_block_weights=traits.block_weights,
         kv_half=kv_type == "F16",
+        vector_kernel=tokens // sequences <= VECTOR_KERNEL_MAX_TOKENS and kv_type in VECTOR_KERNEL_TYPES,
         devices=compiled,
         host=gpu_count,
         output_device=devices[-1],
     )
-    rows = (("u", ubatch), ("out", out))
-    offloaded = frozenset(name for name, count in rows if count >= OFFLOAD_MIN_BATCH and gpu_count)
+    rows = (min(tokens, OFFLOAD_MIN_BATCH), min(out, OFFLOAD_MIN_BATCH))
     # llama.cpp has no pipeline where tensors were moved by name (``has_tensor_overrides``)
     pipeline = gpu_count > 1 and gpu_count not in devices and not expert_layers
-    program = _program(model, setting, offloaded, PIPELINE_COPIES if pipeline else 1)
+    program = _program(model, setting, rows, PIPELINE_COPIES if pipeline else 1)
     tables = _copied_bytes(model, variant) if variant is not None else ()
 
     def weight_bytes(layer: int, key: WeightKey) -> int:
         position, role = key
         return tables[-1 if position == GLOBAL else layer].get(role, 0) if tables else 0
 
-    return program.peaks(symbol_values(ubatch, out, cells, window, traits.block_bytes), steps, weight_bytes)
+    return program.peaks(symbol_values(tokens, out, cells, window, traits.block_bytes, sequences), steps, weight_bytes)

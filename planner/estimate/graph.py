@@ -19,13 +19,15 @@ WeightKey = tuple[int, str]
 GLOBAL = -1
 """Position of a weight outside the layers."""
 
-SYMBOLS = ("1", "u", "out", "kv", "kvs", "u*kv", "u*kvs", "b", "kv*b", "kvs*b")
+SYMBOLS = ("1", "u", "out", "kv", "kvs", "u*kv", "u*kvs", "b", "kv*b", "kvs*b", "s")
 """``u`` tokens of a micro-batch, ``out`` rows that get logits, ``kv`` cells of the cache, ``kvs`` of the window's,
-``b`` bytes of a block of the cache's type."""
+``b`` bytes of a block of the cache's type, ``s`` sequences."""
 _INDEX = {symbol: index for index, symbol in enumerate(SYMBOLS)}
 
 VIEWS = frozenset({"VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE"})
-IN_PLACE = frozenset({"ADD", "ADD_ID", "MUL", "DIV", "SCALE", "UNARY", "ROPE", "RMS_NORM", "CLAMP", "SOFT_MAX"})
+IN_PLACE = frozenset(
+    {"ADD", "ADD_ID", "SUB", "MUL", "DIV", "SQR", "SQRT", "SCALE", "UNARY", "ROPE", "RMS_NORM", "CLAMP", "SOFT_MAX"}
+)
 """Operations that may overwrite an operand (``ggml_op_can_inplace``)."""
 
 
@@ -40,8 +42,12 @@ class Node:
     weight: WeightKey | None = None
     """Position of the layer and role of a weight, as ``(3, "ffn_down.weight")``."""
     is_input = False
+    host_only = False
+    """No GPU kernel computes it."""
     is_output = False
     """Read after the graph has run, so never freed or overwritten."""
+    row_stride: int | None = None
+    """Elements from one row of a cut to the next, where they are more than its own."""
     position = GLOBAL
     """Position of the latest layer that it depends on."""
     scratch: Terms = ()
@@ -105,9 +111,14 @@ class Graph:
         if node in self.seen:
             return
         self.seen.add(node)
+        latest = node.position
         for source in node.src:
-            self.expand(source)
-            node.position = max(node.position, source.weight[0] if source.weight else source.position)
+            if source not in self.seen:
+                self.expand(source)
+            position = source.weight[0] if source.weight else source.position
+            if position > latest:
+                latest = position
+        node.position = latest
         (self.nodes if node.op != "NONE" else self.leafs).append(node)
 
 
@@ -115,6 +126,17 @@ def view(op: str, shape: Shape, node: Node) -> Node:
     """A view (``VIEW``, ``RESHAPE``, ``PERMUTE``) of ``node``."""
     made = Node(op, shape, (node,), width=node.width)
     made.root = root_of(node)
+    return made
+
+
+def cut(shape: Shape, node: Node) -> Node:
+    """A view of some of each row of ``node``; as a copy takes it, it ends with its own part of the last row."""
+    made = view("VIEW", shape, node)
+    own = 1
+    for dimension in shape:
+        own *= dimension if isinstance(dimension, int) else 1
+    made.row_stride = multiplied(node.shape[0], 1)
+    made.size = (*terms((made.row_stride, *node.shape[1:]), node.width), (node.width * (own - made.row_stride), 0))
     return made
 
 

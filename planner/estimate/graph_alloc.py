@@ -15,22 +15,33 @@ _MAX_FUSED_EXPERTS = 15
 """Weighted sums over more experts are not fused (``MOE_WEIGHTED_REDUCTION_MAX_EXPERTS``)."""
 
 
-def compile_graph(graph: Graph, device_count: int, offloaded: frozenset[str], copies: int = 1) -> Program:
+OFFLOAD_MIN_BATCH = 32
+"""Rows from which an operation on a weight in RAM runs on the GPU (``GGML_OP_OFFLOAD_MIN_BATCH`` of ggml-cuda)."""
+_BATCH_FROM = {"MUL_MAT": (1, 2), "MUL_MAT_ID": (2, 3), "ROPE": (2, 3), "GET_ROWS": (4, 4)}
+"""Which dimensions count as an operation's batch; all but the first of the others (``get_op_batch_size``)."""
+
+Rows = tuple[int, int]
+"""Rows of a micro-batch and rows that get logits, each no more than :data:`OFFLOAD_MIN_BATCH`."""
+
+
+def compile_graph(graph: Graph, device_count: int, rows: Rows, copies: int = 1) -> Program:
     """The allocations of ``graph`` on ``device_count`` devices, of which the last is the host.
 
     Args:
         graph: operations in order, weights and caches with their homes.
         device_count: GPUs plus one.
-        offloaded: batch symbols (``u``, ``out``) large enough that an operation whose weight lies on the host is
-            run on a GPU all the same, with a copy of the weight (32 rows or more, ``offload_op``).
+        rows: what ``u`` and ``out`` are, as far as it matters: an operation of 32 rows or more whose weight lies on
+            the host is run on a GPU all the same, with a copy of the weight (``offload_op``).
         copies: 4 where llama.cpp runs several GPUs as a pipeline, else 1.
     """
-    devices = _assign(graph, device_count - 1, offloaded)
+    devices = _assign(graph, device_count - 1, rows)
     return _Allocation(graph, devices, device_count, copies).run()
 
 
-def _assign(graph: Graph, host: int, offloaded: frozenset[str]) -> dict[Node, int]:
+def _assign(graph: Graph, host: int, rows: Rows) -> dict[Node, int]:
     """Device of each node: where its weights are, then spreading from GPU nodes, then from the rest."""
+    if not host:
+        return dict.fromkeys((*graph.leafs, *graph.nodes), host)
     devices: dict[Node, int] = {}
     for node in graph.leafs:
         if node.home is not None:
@@ -38,7 +49,7 @@ def _assign(graph: Graph, host: int, offloaded: frozenset[str]) -> dict[Node, in
         elif node.is_input:
             devices[node] = host
     for node in graph.nodes:
-        found = _preferred(node, host, offloaded)
+        found = _preferred(node, host, rows)
         if found is not None:
             devices[node] = found
     work = [node for node in graph.nodes if node.op not in VIEWS]
@@ -47,9 +58,11 @@ def _assign(graph: Graph, host: int, offloaded: frozenset[str]) -> dict[Node, in
         for node in order:
             if node in devices:
                 current = devices[node] if spreads_host or devices[node] != host else None
-            elif current is not None:
+            elif current is not None and (current == host or not node.host_only):
                 devices[node] = current
     for node in graph.nodes:
+        if node.host_only:
+            devices.setdefault(node, host)
         if node.root is not None and node not in devices:
             devices[node] = devices[node.root]
         for source in node.src:
@@ -58,7 +71,7 @@ def _assign(graph: Graph, host: int, offloaded: frozenset[str]) -> dict[Node, in
     return devices
 
 
-def _preferred(node: Node, host: int, offloaded: frozenset[str]) -> int | None:
+def _preferred(node: Node, host: int, rows: Rows) -> int | None:
     home = root_of(node).home
     if home is not None:
         return home
@@ -66,9 +79,21 @@ def _preferred(node: Node, host: int, offloaded: frozenset[str]) -> int | None:
         return None
     for source in node.src:
         if source.weight is not None:
-            wanted = source.home == host and node.op != "GET_ROWS" and not offloaded.isdisjoint(map(str, node.shape))
-            return 0 if wanted and host > 0 else source.home
+            wanted = source.home == host > 0 and _batch_size(node, rows) >= OFFLOAD_MIN_BATCH
+            return 0 if wanted else source.home
     return None
+
+
+def _batch_size(node: Node, rows: Rows) -> int:
+    """``get_op_batch_size`` of ggml-cuda; a row has at least a cache's 256 cells where it is one of them."""
+    first, last = _BATCH_FROM.get(node.op, (1, 4))
+    size = int(node.op != "GET_ROWS")
+    for dimension in node.shape[first:last]:
+        if isinstance(dimension, str):
+            size *= {"u": rows[0], "out": rows[1]}.get(dimension, OFFLOAD_MIN_BATCH)
+        else:
+            size *= dimension
+    return size
 
 
 class _Allocation:
@@ -110,11 +135,11 @@ class _Allocation:
             for source in sources:
                 if source.root is None and source not in slots:
                     self._allocate(source, device)
-            if not helper or node in self.copy_of:
+            if node.root is None and (not helper or node in self.copy_of):
                 self._allocate(node, device)
             for source in sources:
-                children[source] -= 1
-                if not children[source]:
+                left = children[source] = children[source] - 1
+                if not left:
                     self._release(source)
         segments = tuple(self._segments(device) for device in range(len(self.events)))
         return Program(segments, tuple(self.sizes), split_count)
@@ -135,12 +160,16 @@ class _Allocation:
         return tuple(found)
 
     def _split(self) -> int:
+        if not self.host:
+            self.order = [(node, 0, False) for node in self.graph.nodes]
+            self.sources = {node: tuple([s for s in node.src if s.home is None]) for node in self.graph.nodes}
+            return 1
         splits: list[tuple[int, list[Node], list[Node]]] = []
         copied: dict[tuple[Node, int], Node] = {}
         for node in self.graph.nodes:
             device = self.devices[node]
             if node.op in VIEWS:
-                self.sources[node] = node.src
+                self.sources[node] = tuple([source for source in node.src if source.home is None])
                 if not splits:
                     splits.append((-1, [], []))
                 splits[-1][1].append(node)
@@ -152,14 +181,16 @@ class _Allocation:
             if not splits or splits[-1][0] != device or fresh:
                 splits.append((device, [], []))
             splits[-1][1].append(node)
-            self.sources[node] = tuple(self._local(source, device, splits[-1][2], copied) for source in node.src)
+            # weights and caches that lie here were allocated before, and stay
+            local = [self._local(source, device, splits[-1][2], copied) for source in node.src]
+            self.sources[node] = tuple([source for source in local if source.home is None])
         for device, nodes, inputs in splits:
             self._emit(device, nodes, inputs, copied)
         return len(splits)
 
     def _local(self, source: Node, device: int, inputs: list[Node], copied: dict[tuple[Node, int], Node]) -> Node:
         """``source``, or its copy where ``device`` cannot read it; the host's memory counts as such a case."""
-        home = root_of(source).home
+        home = (source.root or source).home
         if (self.devices[source] if home is None else home) == device:
             return source
         if (source, device) not in copied:
@@ -262,7 +293,11 @@ def _trimmed(node: Node) -> tuple[object, ...]:
 
 
 def _fusions(nodes: list[Node], sources: dict[Node, tuple[Node, ...]]) -> dict[Node, tuple[Node, ...]]:
-    """Operands that the CUDA back end keeps until the end of a weighted sum of experts, which it fuses."""
+    """Operands that the CUDA back end keeps until the end of a weighted sum of experts, which it fuses.
+
+    The tables of the choice of experts, which it may keep as well (``ggml_cuda_should_use_topk_moe``), are left out:
+    an H100's report shows them and the tables published with the version do not; they are some 0.1 % of a total.
+    """
     kept: dict[Node, tuple[Node, ...]] = {}
     for i, node in enumerate(nodes):
         if node.op != "MUL" or len(node.shape) != 3 or [each.op for each in nodes[i + 1 : i + 2]] != ["VIEW"]:
@@ -273,8 +308,15 @@ def _fusions(nodes: list[Node], sources: dict[Node, tuple[Node, ...]]) -> dict[N
     return kept
 
 
-def symbol_values(u: int, out: int, kv: int, kvs: int, b: int) -> tuple[int, ...]:
-    """Values of :data:`SYMBOLS`, in their order."""
-    values = (1, u, out, kv, kvs, u * kv, u * kvs, b, kv * b, kvs * b)
+def symbol_values(u: int, out: int, kv: int, kvs: int, b: int, streams: int = 1) -> tuple[int, ...]:
+    """Values of :data:`SYMBOLS`, in their order.
+
+    Args:
+        kv: cells of one stream of the cache, which a token of that stream sees.
+        kvs: the same of the window's cache.
+        streams: caches beside each other; what is read of them is read of all at once.
+    """
+    kv_all, kvs_all = kv * streams, kvs * streams
+    values = (1, u, out, kv_all, kvs_all, u * kv, u * kvs, b, kv_all * b, kvs_all * b, streams)
     assert len(values) == len(SYMBOLS)
     return values

@@ -35,12 +35,14 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One layer of the model: which segment it replays, and whose weights."""
+    """A layer of the model, or several alike: which segment they replay, and whose weights."""
 
     segment: int
     layer: int
     kind: int | None = None
     """Equal for layers with the same segment and the same sizes; ``None`` if it must be replayed itself."""
+    count: int = 1
+    """Layers of this kind one after the other, of which ``layer`` is the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,27 +89,33 @@ class _Buffer:
 
     def run(self, segments: tuple[Segment, ...], steps: Sequence[Step]) -> int:
         """The highest address reached over all ``steps``."""
+        if not any(segment.events for segment in segments):
+            return 0
         known: dict[object, tuple[list[int], list[int], tuple[int, ...]]] = {}
         left: tuple[int, ...] = ()
+        where = self.where
         for step in steps:
-            segment = segments[step.segment]
-            places = [self.where[slot] for slot in left]
-            self.where.update(zip(segment.carried_in, places, strict=False))
-            if not segment.events:
-                left = segment.carried_out or left
-                continue
-            left = segment.carried_out
-            if step.kind is None:
+            segment, before = segments[step.segment], None
+            for _ in range(step.count):
+                places = tuple([where[slot] for slot in left])
+                where.update(zip(segment.carried_in, places, strict=False))
+                left = segment.carried_out if segment.events else segment.carried_out or left
+                if not segment.events:
+                    break
+                if step.kind is None:
+                    self._replay(segment, step.layer)
+                    continue
+                key = (step.kind, step.segment, tuple(self.starts), tuple(self.lengths), places)
+                if key == before:
+                    break  # one more layer changes nothing, nor do those after it
+                before = key
+                if key in known:
+                    starts, lengths, places_out = known[key]
+                    self.starts, self.lengths = starts.copy(), lengths.copy()
+                    where.update(zip(left, places_out, strict=True))
+                    continue
                 self._replay(segment, step.layer)
-                continue
-            key = (step.kind, step.segment, tuple(self.starts), tuple(self.lengths), tuple(places))
-            if key in known:
-                starts, lengths, places_out = known[key]
-                self.starts, self.lengths = starts.copy(), lengths.copy()
-                self.where.update(zip(left, places_out, strict=True))
-                continue
-            self._replay(segment, step.layer)
-            known[key] = (self.starts.copy(), self.lengths.copy(), tuple(self.where[slot] for slot in left))
+                known[key] = (self.starts.copy(), self.lengths.copy(), tuple([where[slot] for slot in left]))
         return self.peak
 
     def _replay(self, segment: Segment, layer: int) -> None:

@@ -13,7 +13,7 @@ from planner.core.candidate import Placement, Variant
 from planner.core.estimates import FORMULA, DeviceMemory, MemoryEstimate, Prediction
 from planner.core.hardware import Gpu, HardwareProfile
 from planner.core.model import ModelSpec, shape_twin
-from planner.core.units import MIB, format_bytes, pad
+from planner.core.units import MIB, format_bytes
 from planner.estimate import kv_cache, served_memory, weights
 from planner.estimate.compute_buffers import compute_bytes
 
@@ -134,11 +134,11 @@ def device_weights(
     Routed experts of the first ``expert_layers`` layers are on the host.
     """
     sums, expert_sums = weights.layer_sums(model, variant, on_gpu)
-    tables, shared = weights.global_bytes(model, variant)
+    tables, shared = weights.global_bytes(model, variant, on_gpu)
     start, end = layer_range(devices, device)
     total = sums[end] - sums[start]
     if start < min(end, model.n_layer):
-        total += pad(shared, kv_cache.CUDA_ALIGNMENT_BYTES) if on_gpu else shared
+        total += shared
     if on_gpu:
         return total - (expert_sums[max(start, min(end, expert_layers))] - expert_sums[start])
     return total + tables + expert_sums[max(end, expert_layers)] - expert_sums[min(end, model.n_layer)]

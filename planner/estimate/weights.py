@@ -141,9 +141,9 @@ def expert_layers(model: ModelSpec, placement: Placement) -> int:
     return count if count > model.offloadable_count - placement.gpu_layers else 0
 
 
-def global_bytes(model: ModelSpec, variant: Variant) -> tuple[int, int]:
+def global_bytes(model: ModelSpec, variant: Variant, on_gpu: bool = False) -> tuple[int, int]:
     """Bytes of the tables that always stay in RAM, and of what every device with layers holds (frequencies)."""
-    tables, shared = _by_slot(model, variant, False)[model.n_layer + 1 : model.n_layer + 3]
+    tables, shared = _by_slot(model, variant, on_gpu)[model.n_layer + 1 : model.n_layer + 3]
     return tables, shared
 
 
@@ -154,20 +154,29 @@ def repacked_bytes(model: ModelSpec, variant: Variant, host_layers: int, output:
     Source: ggml/src/ggml-cpu/repack.cpp and amx/ of llama.cpp as in llama-cpp-python 0.3.36.
     """
     types, amx = _repacked_types(simd), {"amx_int8", "avx512_vnni"} <= set(simd)
+    of_tensor, sizes = gguf.tensor_types(model, variant), gguf.tensor_bytes(model, variant)
     total = 0
-    for tensor, type_, size in zip(
-        model.tensors, gguf.tensor_types(model, variant), gguf.tensor_bytes(model, variant), strict=True
-    ):
-        here = output and tensor.name == "output.weight" if tensor.layer is None else tensor.layer < host_layers
-        if not here or len(tensor.shape) < 2 or not _multiplied(tensor.name):
+    for index, layer, rows, expert in _interleavable(model):
+        if not (output if layer is None else layer < host_layers):
             continue
-        if amx and type_ in _AMX_ADDED_BYTES and tensor.shape[1] % 32 == 0 and not is_expert(tensor.name):
-            total += pad(
-                size + _AMX_ADDED_BYTES[type_] * (size // type_traits(type_).block_bytes), HOST_ALIGNMENT_BYTES
-            )
-        elif type_ in types and tensor.shape[1] % 8 == 0:
+        type_, size = of_tensor[index], sizes[index]
+        if amx and type_ in _AMX_ADDED_BYTES and rows % 32 == 0 and not expert:
+            added = _AMX_ADDED_BYTES[type_] * (size // type_traits(type_).block_bytes)
+            total += pad(size + added, HOST_ALIGNMENT_BYTES)
+        elif type_ in types:
             total += pad(size, HOST_ALIGNMENT_BYTES)
     return total
+
+
+@lru_cache(maxsize=256)
+def _interleavable(model: ModelSpec) -> tuple[tuple[int, int | None, int, bool], ...]:
+    """``(index, layer, rows, whether an expert)`` of matrices that some kernel interleaves; the output has no layer."""
+    found = []
+    for index, tensor in enumerate(model.tensors):
+        inside = tensor.layer is not None or tensor.name == "output.weight"
+        if inside and len(tensor.shape) > 1 and not tensor.shape[1] % 8 and _multiplied(tensor.name):
+            found.append((index, tensor.layer, tensor.shape[1], is_expert(tensor.name)))
+    return tuple(found)
 
 
 def _multiplied(name: str) -> bool:

@@ -139,7 +139,9 @@ def _granite_hybrid(spec: ModelSpec, shapes: Shapes) -> Values:
     groups = _first(shapes, "ssm_norm.weight")[1]
     state = (_first(shapes, "ssm_conv1d.weight")[1] - _first(shapes, "ssm_out.weight")[0]) // (2 * groups)
     heads = [0 if a.kind == "recurrent" else spec.n_head_kv for a in spec.attention]
-    return {"attention.head_count_kv": heads, **_state_space(spec, shapes, state, groups)}
+    # these models rotate nothing: the converter writes so (``position_embedding_type`` is "nope")
+    unrotated: Values = {"rope.scaling.finetuned": False, "attention.head_count_kv": heads}
+    return unrotated | _state_space(spec, shapes, state, groups)
 
 
 def _qwen_hybrid(spec: ModelSpec, shapes: Shapes) -> Values:

@@ -35,8 +35,11 @@ MEMORY_TYPE = "Q4_K_M"
 PLACEMENTS = (
     Placement(context=4096),
     Placement(context=4096, flash_attention=False),
+    Placement(context=8192, flash_attention=False, ubatch=2048),
     Placement(context=32768, kv_type="q8_0", ubatch=2048),
+    Placement(context=4096, kv_type="q4_0"),
     Placement(context=2048, sequences=4),
+    Placement(context=2048, sequences=4, flash_attention=False, ubatch=2048),
 )
 OFFLOADED_SHARES = (1.0, 0.5, 0.0)
 """Shares of the layers on the GPU, where llama.cpp sees one."""

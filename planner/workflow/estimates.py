@@ -22,6 +22,7 @@ from planner.workflow.survey import cached_survey, calibration_of, simulated
 
 DEFAULT_TYPES = {"gguf": "Q4_K_M", "awq": "4bit", "gptq": "4bit", "bitsandbytes": "nf4", "none": "bf16"}
 DEFAULT_GROUP_SIZE = 128
+DEFAULT_CONTEXT = 8192
 KEYS = {
     "id", "model", "params", "active_params", "method", "type", "group_size", "imatrix", "context", "depth", "kv_type",
     "gpu_layers", "ubatch", "flash_attention", "profile", "device", "device_count", "backend", "threads",
@@ -141,8 +142,9 @@ def _placement(case: Case, model: ModelSpec, hardware: HardwareProfile, variant:
     if variant.format == "gguf":
         kv_cache.check_type(model, kv_type)
     on_gpu = count > 0 and case.get("backend") != "cpu"
+    depth = _whole(case, "depth", 0)
     return Placement(
-        context=_whole(case, "context", 8192, least=1),
+        context=_context(case, depth),
         kv_type=kv_type,
         gpu_layers=layers if on_gpu else 0,
         tensor_parallel=count if on_gpu and variant.format != "gguf" else 1,
@@ -150,12 +152,27 @@ def _placement(case: Case, model: ModelSpec, hardware: HardwareProfile, variant:
         flash_attention=_switch(case, "flash_attention", True),
         sequences=_whole(case, "sequences", 1, least=1),
         threads=None if case.get("threads") is None else _whole(case, "threads", 1, least=1),
-        depth=_whole(case, "depth", 0),
+        depth=depth,
         prompt_tokens=_whole(case, "prompt_tokens", 512, least=1),
         gpu_count=count if on_gpu else 0,
         cpu_expert_layers=min(_whole(case, "cpu_expert_layers", 0), model.n_layer) if on_gpu else 0,
         tensor_split=_shares(case, count) if on_gpu else (),
     )
+
+
+def _context(case: Case, depth: int) -> int:
+    """The context asked for, which holds ``depth`` tokens; unasked the usual one, or as much as they need."""
+    if case.get("context") is None:
+        return max(DEFAULT_CONTEXT, depth + 1)
+    context = _whole(case, "context", DEFAULT_CONTEXT, least=1)
+    if depth > context:
+        raise UsageError(
+            "`depth` is more than the context holds",
+            numbers=f"{depth} tokens in a cache of {context}",
+            hint=f"give a context of at least {depth}, or leave it out",
+            code="bad-case",
+        )
+    return context
 
 
 def _shares(case: Case, count: int) -> tuple[float, ...]:
