@@ -204,7 +204,8 @@ def gpu_prefill_seconds(
 
 def matrix_rate(compute: float, power: float, k: dict[str, float]) -> float:
     """Operations per second that matrix products reach."""
-    return compute * k["matmul"] * power ** k["power"]
+    held_back: float = power ** k["power"]
+    return compute * k["matmul"] * held_back
 
 
 def cpu_roles(case: Case) -> Roles:
