@@ -25,6 +25,7 @@ from speed_rows import Rows, load_rows
 from planner.core.data import data_path
 
 FOLDS, SEED = 10, 0
+_STEP = 1e-5
 LAUNCH = "nuisance.launch."
 """Conditions of a build that cost time per kernel launch, not in proportion to the whole token."""
 
@@ -58,11 +59,28 @@ class Model:
 
     def log_seconds(self, theta: np.ndarray, nuisance: bool) -> np.ndarray:
         """Logarithm of the predicted seconds of every row."""
-        k = {role: np.exp(matrix @ theta) for role, matrix in self.designs.items()}
-        if nuisance and self.fit.launch:
-            k["layer_seconds"] = k["layer_seconds"] * np.exp(self.launch @ theta)
-        log_time = np.log(self.fit.seconds(self.rows, k))
+        log_time = self._formula(self._coefficients(theta, nuisance))
         return log_time + self.nuisance @ theta if nuisance else log_time
+
+    def _coefficients(self, theta: np.ndarray, nuisance: bool) -> dict[str, np.ndarray]:
+        logs = {role: matrix @ theta for role, matrix in self.designs.items()}
+        if nuisance and self.fit.launch:
+            logs["layer_seconds"] = logs["layer_seconds"] + self.launch @ theta
+        return logs
+
+    def _formula(self, logs: dict[str, np.ndarray]) -> np.ndarray:
+        return np.log(self.fit.seconds(self.rows, {role: np.exp(v) for role, v in logs.items()}))
+
+    def jacobian(self, theta: np.ndarray) -> np.ndarray:
+        """d log(seconds) / d theta, with nuisances: one finite difference per coefficient, then the chain rule."""
+        logs = self._coefficients(theta, True)
+        base = self._formula(logs)
+        matrix = self.nuisance.copy()
+        for role, design_matrix in self.designs.items():
+            slope = (self._formula(logs | {role: logs[role] + _STEP}) - base) / _STEP
+            full = design_matrix + self.launch if role == "layer_seconds" and self.fit.launch else design_matrix
+            matrix += slope[:, None] * full
+        return matrix
 
     def solve(self) -> np.ndarray:
         """Logarithms of the factors that minimise the loss."""
@@ -73,7 +91,14 @@ class Model:
             robust = np.sign(z) * np.sqrt(2 * (np.sqrt(1 + z * z) - 1)) * scale
             return np.concatenate([weight * robust / noise, (theta - self.mean) / self.sigma])
 
-        return least_squares(residuals, self.mean, max_nfev=40).x
+        def slopes(theta: np.ndarray) -> np.ndarray:
+            z = (self.log_seconds(theta, True) - self.target) / scale
+            root = np.sqrt(1 + z * z)
+            # d robust / d z = |z| / (root * sqrt(2 (root - 1))), which is sqrt((1 + root) / 2) / root
+            gain = np.sqrt((1 + root) / 2) / root
+            return np.vstack([(weight * gain / noise)[:, None] * self.jacobian(theta), np.diag(1 / self.sigma)])
+
+        return least_squares(residuals, self.mean, jac=slopes, max_nfev=60).x
 
 
 def cross_validate(fit: Fit, rows: Rows) -> np.ndarray:
