@@ -98,7 +98,7 @@ class Model:
             gain = np.sqrt((1 + root) / 2) / root
             return np.vstack([(weight * gain / noise)[:, None] * self.jacobian(theta), np.diag(1 / self.sigma)])
 
-        return least_squares(residuals, self.mean, jac=slopes, max_nfev=60).x
+        return least_squares(residuals, self.mean, jac=slopes, method="lm", max_nfev=60).x
 
 
 def cross_validate(fit: Fit, rows: Rows) -> np.ndarray:

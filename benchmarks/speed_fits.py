@@ -145,20 +145,7 @@ def _gpu_prefill_rows(rows: list[dict[str, object]]) -> Rows:
     long = [
         r for r in _gpu(rows) if r["prefill_tokens_per_second"] and r["prompt"] == r["prompt"] and r["prompt"] >= 64
     ]
-    made = make_rows([r for r in long if r["compute"]], "prefill_tokens_per_second")
-    x = made.x
-    # llama-bench of the gpt-oss and DGX Spark tables ran with micro-batches of 2048, the others with the default
-    wide = np.array(
-        [(t == 2048) & ("15396" in s or "dgx-spark" in s) for t, s in zip(x["tokens"], made.sources, strict=True)]
-    )
-    ubatch = np.where(wide, 2048, 512)
-    x["passes"] = np.ceil(x["tokens"] / ubatch)
-    share = np.minimum(x["params"] / x["total_params"], 0.99)
-    touched = 1 - (1 - share) ** np.minimum(x["tokens"], ubatch)
-    x["streamed"] = np.where(x["moe"], x["file_bytes"] * touched, x["weight_bytes"])
-    bench = np.array([k == "llama-bench" for k in made.kinds])
-    x["attention"] = 4 * x["tokens"] * (np.where(bench, x["depth"], 0) + x["tokens"] / 2) * x["layers"] * x["width"]
-    return made
+    return make_rows([r for r in long if r["compute"]], "prefill_tokens_per_second")
 
 
 def _gpu_prefill(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
@@ -242,10 +229,7 @@ def _cpu_decode(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _cpu_prefill_rows(rows: list[dict[str, object]]) -> Rows:
-    made = _cpu([r for r in rows if r["eligible"] == "1" and r["prompt"] == r["prompt"]], "prefill_tokens_per_second")
-    x = made.x
-    x["attention"] = 4 * x["tokens"] * x["tokens"] / 2 * x["layers"] * x["width"]
-    return made
+    return _cpu([r for r in rows if r["eligible"] == "1" and r["prompt"] == r["prompt"]], "prefill_tokens_per_second")
 
 
 def _cpu_prefill(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
@@ -381,9 +365,7 @@ SERVING_DECODE = Fit(
 
 
 def _serving_prefill_rows(rows: list[dict[str, object]]) -> Rows:
-    made = _serving([r for r in rows if r["prompt"] == r["prompt"] and r["matrix"]], "prefill_tokens_per_second")
-    made.x["attention"] = 4 * made.x["tokens"] ** 2 / 2 * made.x["layers"] * made.x["width"]
-    return made
+    return _serving([r for r in rows if r["prompt"] == r["prompt"] and r["matrix"]], "prefill_tokens_per_second")
 
 
 def _serving_prefill(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
