@@ -132,11 +132,14 @@ GPU_DECODE = Fit(
         r"layer_seconds\.\w+": (4e-5, 0.6),
         r"layer_seconds\.\w+\..*": (1.0, 0.25),
         r"token_seconds\..*": (1e-4, 1.0),
+        r"kv_efficiency\.plain": (0.6, 0.4),
         r"kv_efficiency\..*": (0.7, 0.3),
         **NUISANCE,
     },
     offsets=True,
     launch=True,
+    huber=0.05,
+    noise=0.25,
     split=(-0.65, 0.35, 6),
 )
 

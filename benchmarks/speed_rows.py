@@ -64,19 +64,19 @@ def _number(text: str) -> float:
 
 
 def _old_build(row: dict[str, str]) -> bool:
-    """CUDA and ROCm builds before mid-2024, without CUDA graphs and with older kernels."""
-    return row["backend"] in ("cuda", "rocm") and row["date"][:7] <= "2024-06" and not re.search("202[56]", row["date"])
+    """Builds before mid-2024: no CUDA graphs, older kernels, attention without the flash kernels."""
+    return row["date"][:7] <= "2024-06" and not re.search("202[56]", row["date"])
 
 
 def _nuisances(row: dict[str, str]) -> tuple[str, ...]:
     names = [f"nuisance.kind.{row['kind']}"]
     if _old_build(row):
         names.append("nuisance.old_build")
-    if row["method"] == "gguf" and row["backend"] == "cuda":
+    if row["method"] == "gguf":
         if _old_build(row):
             names.append("nuisance.launch.old_build")
-        if row["kind"] == "localscore":  # a CUDA build of its own, of early 2025
-            names.append("nuisance.launch.localscore")
+        if row["kind"] == "localscore":  # a build of its own, of early 2025
+            names.append(f"nuisance.launch.localscore.{row['backend']}")
     if row["gpu_count"] not in ("", "1"):
         names.append("nuisance.layer_split")
     return tuple(names)
@@ -166,6 +166,7 @@ def _parse(row: dict[str, str]) -> dict[str, object]:
         hybrid=load.hybrid,
         gemma=load.gemma,
         ultra=gpu is not None and is_ultra(gpu),
+        flash=row["flash_attention"] not in ("0", "False") and not _old_build(row),
         runtime=row["runtime"],
         method=row["method"],
     )

@@ -34,6 +34,8 @@ class Case:
     """Gemma: four norms and soft-capping per layer, so more kernels."""
     ultra: bool = False
     """Two dies that share memory (Apple Ultra)."""
+    flash: bool = True
+    """Flash attention: the cache is read in one kernel."""
     runtime: str = "llama.cpp"
     method: str = "gguf"
 
@@ -98,7 +100,7 @@ def gpu_decode_roles(case: Case) -> Roles:
             *_flags(case, "layer_seconds"),
         ),
         "token_seconds": (f"token_seconds.{b}",),
-        "kv_efficiency": (f"kv_efficiency.{b}",),
+        "kv_efficiency": (f"kv_efficiency.{b}", *(() if case.flash else ("kv_efficiency.plain",))),
     }
 
 
