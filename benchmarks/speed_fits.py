@@ -155,7 +155,9 @@ def _gpu_prefill(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
     x = rows.x
     seconds = speed_terms.gpu_prefill_seconds(
         tokens=x["tokens"],
-        params=x["params"],
+        params=x["params"] - x["output_params"],
+        expert_params=x["expert_params"],
+        expert_rows=x["expert_rows"],
         layers=x["layers"],
         streamed_bytes=x["streamed"],
         passes=x["passes"],
@@ -187,6 +189,7 @@ _MATMUL = {
     "cdna": 2.5,
     "(xe|xe2)": 0.8,
     "pvc": 0.5,
+    "spark": 1.6,
 }
 
 GPU_PREFILL = Fit(
@@ -195,28 +198,29 @@ GPU_PREFILL = Fit(
     roles=speed_terms.gpu_prefill_roles,
     seconds=_gpu_prefill,
     always=_gpu_always(
-        ("matmul", "stream", "attention", "pass_seconds", "layer_seconds", "matmul.moe", "matmul.chip", "matmul.type")
+        ("matmul", "stream", "attention", "pass_seconds", "layer_seconds", "expert_rows", "matmul.chip", "matmul.type")
     ),
     priors={
         **{rf"matmul\.chip\.{c}": (v, 0.3) for c, v in _MATMUL.items()},
         r"matmul\.chip\..*": (0.6, 0.4),
         r"matmul\.type\..*": (1.0, 0.15),
         r"matmul\.wide\.F16": (1.5, 0.3),
-        r"matmul\.moe": (0.6, 0.4),
-        r"matmul\.moe\..*": (1.0, 0.3),
+        r"matmul\.moe": (0.8, 0.3),
+        r"expert_rows\..*": (32, 0.6),
         r"matmul\.(hybrid|gemma|ultra)": (0.9, 0.2),
         r"matmul\.vulkan": (0.8, 0.15),
         r"matmul\.\w+": (1.0, 0.15),
         r"matmul\.\w+\..*": (1.0, 0.2),
         r"stream\..*": (0.6, 0.3),
+        r"attention\.plain": (0.4, 0.5),
         r"attention\..*": (0.5, 0.5),
         r"layer_seconds\..*": (4e-5, 0.8),
         r"pass_seconds\..*": (5e-4, 0.8),
-        r"nuisance\.old_build": (1.2, 0.2),
+        r"nuisance\.old_build": (1.3, 0.3),
         **NUISANCE,
     },
-    huber=0.15,
-    noise=0.2,
+    huber=0.08,
+    noise=0.25,
     offsets=True,
     split=(-0.7, 0.5, 8),
 )

@@ -99,6 +99,7 @@ def gpu_case(work: Work, variant: Variant, gpu: Gpu) -> Case:
         hybrid=work.hybrid,
         gemma=work.gemma,
         ultra=is_ultra(gpu),
+        flash=work.flash,
         runtime=variant.runtime,
         method=variant.method,
     )
@@ -238,7 +239,9 @@ def _gpu_prefill(work: Work, variant: Variant, gpu: Gpu, share: float) -> Timing
     layers = work.gpu_layers * share
     matmul, attention, launches = speed_terms.gpu_prefill_seconds(
         tokens=work.prompt,
-        params=work.params * work.gpu_share * share,
+        params=(work.params - work.output_params) * work.gpu_share * share,
+        expert_params=work.expert_params * work.gpu_share * share,
+        expert_rows=work.expert_rows,
         layers=layers,
         streamed_bytes=max(0.0, work.streamed_bytes - work.host_streamed_bytes) * share,
         passes=work.passes,

@@ -40,6 +40,8 @@ class Case:
     method: str = "gguf"
 
 
+_LEAST_ROWS = 1e-9
+"""Keeps the division defined where there are no experts."""
 _WIDE = ("ga100", "hopper")
 """Chips whose matrix units are 16 times as wide as their FP32 ones: cuBLAS fills them, unpacking kernels do not."""
 _TYPE_CLASSES = {
@@ -142,12 +144,13 @@ def gpu_prefill_roles(case: Case) -> Roles:
             f"matmul.chip.{c}",
             f"matmul.{b}.{c}",
             f"matmul.type.{case.type_class}",
+            f"matmul.{b}.type.{case.type_class}",
             *(("matmul.wide.F16",) if c in _WIDE and case.type_class in ("F16", "BF16") else ()),
-            *((f"matmul.moe.{b}",) if case.moe else ()),
             *_flags(case, "matmul"),
         ),
+        "expert_rows": (f"expert_rows.{b}",),
         "stream": (f"stream.{b}",),
-        "attention": (f"attention.{b}",),
+        "attention": (f"attention.{b}", *(() if case.flash else ("attention.plain",))),
         "pass_seconds": (f"pass_seconds.{b}",),
         "layer_seconds": (f"layer_seconds.{b}",),
     }
@@ -157,6 +160,8 @@ def gpu_prefill_seconds(
     *,
     tokens: float,
     params: float,
+    expert_params: float,
+    expert_rows: float,
     layers: float,
     streamed_bytes: float,
     passes: float,
@@ -167,9 +172,14 @@ def gpu_prefill_seconds(
 ) -> tuple[float, float, float]:
     """Seconds to read a prompt on a GPU: (matrix products, attention, launches).
 
+    An expert gets a few rows of each micro-batch, which fill the tiles of its matrix product badly: n rows take as
+    long as n + ``k["expert_rows"]`` would at the full rate.
+
     Args:
         tokens: length of the prompt.
-        params: weights multiplied per token.
+        params: weights multiplied per token, without the output matrix.
+        expert_params: those of ``params`` in routed experts.
+        expert_rows: tokens of a micro-batch that each expert gets.
         layers: blocks.
         streamed_bytes: weights read per pass; all experts of a mixture.
         passes: micro-batches.
@@ -178,7 +188,8 @@ def gpu_prefill_seconds(
         compute: nominal FP32 operations per second.
         k: coefficients by role.
     """
-    matmul = 2 * params * tokens / (compute * k["matmul"])
+    filling = expert_params * k["expert_rows"] / (expert_rows + _LEAST_ROWS)
+    matmul = 2 * (params + filling) * tokens / (compute * k["matmul"])
     stream = passes * streamed_bytes / (bandwidth * k["stream"])
     attention = attention_operations / (compute * k["matmul"] * k["attention"])
     launches = passes * (layers * k["layer_seconds"] + k["pass_seconds"])
