@@ -116,7 +116,7 @@ GPU_DECODE = Fit(
         r"efficiency\.\w+\..*": (1.0, 0.08),
         # nominal FP32 operations per weight unpacked: 1 / factor; Apple and Pascal unpack with many instructions
         r"compute\.chip\.m\d": (0.045, 0.4),
-        r"compute\.chip\.(pascal|maxwell)": (0.035, 0.4),
+        r"compute\.chip\.(pascal|maxwell|gp100)": (0.035, 0.4),
         r"compute\.chip\.(xe|xe-lp)": (0.03, 0.4),
         r"compute\.chip\.xe2": (0.05, 0.4),
         r"compute\.chip\.pvc": (0.01, 0.4),
@@ -148,7 +148,9 @@ def _gpu_prefill_rows(rows: list[dict[str, object]]) -> Rows:
     long = [
         r for r in _gpu(rows) if r["prefill_tokens_per_second"] and r["prompt"] == r["prompt"] and r["prompt"] >= 64
     ]
-    return make_rows([r for r in long if r["compute"]], "prefill_tokens_per_second")
+    # several GPUs read a long prompt as a pipeline of micro-batches: see PIPELINE in planner/estimate/speed_formula.py
+    alone = [r for r in long if r["compute"] and r["gpu_count"] in ("", "1")]
+    return make_rows(alone, "prefill_tokens_per_second")
 
 
 def _gpu_prefill(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
@@ -164,6 +166,7 @@ def _gpu_prefill(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
         attention_operations=x["attention"],
         bandwidth=x["bandwidth"],
         compute=x["compute"],
+        power=x["power"],
         k=k,
     )
     return sum(seconds) / x["tokens"]
@@ -173,13 +176,14 @@ def _gpu_prefill(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
 _MATMUL = {
     "m5": 1.6,
     r"m\d": 0.66,
-    "(pascal)": 1.1,
-    "volta": 2.7,
-    "turing": 2.3,
-    "(ga100|hopper)": 5.0,
+    "(pascal|tu116)": 0.85,
+    "gp100": 0.4,
+    "volta": 2.0,
+    "turing": 1.75,
+    "(ga100|hopper)": 4.5,
     "ampere": 1.75,
-    "ada": 1.35,
-    "(blackwell|gb100)": 1.6,
+    "ada": 1.7,
+    "(blackwell|gb100)": 1.9,
     "spark": 1.4,
     "orin": 1.5,
     "rdna2": 0.9,
@@ -207,6 +211,7 @@ GPU_PREFILL = Fit(
         r"matmul\.wide\.F16": (1.5, 0.3),
         r"matmul\.moe": (0.8, 0.3),
         r"expert_rows\..*": (32, 0.6),
+        r"power": (0.4, 0.5),
         r"matmul\.(hybrid|gemma|ultra)": (0.9, 0.2),
         r"matmul\.vulkan": (0.8, 0.15),
         r"matmul\.\w+": (1.0, 0.15),

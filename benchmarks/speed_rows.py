@@ -13,7 +13,7 @@ from planner.core.candidate import Placement, Variant
 from planner.core.data import read_table
 from planner.core.devices import hardware_from_device
 from planner.core.model import ModelSpec
-from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class, is_ultra
+from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class, is_ultra, power_ratio
 from planner.estimate.speed_model import stratum
 from planner.estimate.speed_terms import Case, type_class
 from planner.estimate.speed_work import Work, work
@@ -177,6 +177,7 @@ def _parse(row: dict[str, str]) -> dict[str, object]:
         "hardware": hardware,
         "bandwidth": (gpu.bandwidth_bytes_per_second if gpu else hardware.memory.bandwidth_bytes_per_second),
         "compute": (compute_rate(gpu, chip) if gpu else None),
+        "power": (power_ratio(gpu, compute_rate(gpu, chip) or 0.0) if gpu and compute_rate(gpu, chip) else 1.0),
         "matrix": gpu.fp16_flops_per_second if gpu else None,
         "threads_used": threads if threads == threads else float(hardware.cpu.inference_threads()),
         "all_threads": float(hardware.cpu.inference_threads()),
@@ -233,6 +234,7 @@ def make_rows(chosen: list[dict[str, object]], rate: str) -> Rows:
         "attention": load("attention_operations") * np.where(np.isfinite(deeper), deeper, 1.0),
         "bandwidth": column("bandwidth"),
         "compute": column("compute"),
+        "power": column("power"),
         "matrix": column("matrix"),
         # the tables with a threads column give it for decode; their prompts ran on all cores
         "threads": column("threads_used" if rate.startswith("decode") else "all_threads"),

@@ -8,7 +8,7 @@ from planner.core.candidate import Placement, Variant
 from planner.core.hardware import ASSUMED, Gpu, HardwareProfile
 from planner.estimate import speed_terms
 from planner.estimate.memory import gpu_shares
-from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class, is_ultra
+from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class, is_ultra, power_ratio
 from planner.estimate.speed_model import coefficients, document
 from planner.estimate.speed_terms import Case, type_class
 from planner.estimate.speed_work import Work
@@ -248,6 +248,7 @@ def _gpu_prefill(work: Work, variant: Variant, gpu: Gpu, share: float) -> Timing
         attention_operations=work.attention_operations * layers / work.layers,
         bandwidth=bandwidth,
         compute=compute,
+        power=(power := power_ratio(gpu, compute)),
         k=k,
     )
     return Timing(
@@ -255,7 +256,7 @@ def _gpu_prefill(work: Work, variant: Variant, gpu: Gpu, share: float) -> Timing
         terms=(
             ("prompt", float(work.prompt), "tokens"),
             ("weights multiplied per token", work.params * share, ""),
-            ("arithmetic rate", compute * k["matmul"], "FLOP/s"),
+            ("arithmetic rate", speed_terms.matrix_rate(compute, power, k), "FLOP/s"),
             ("matrix products", matmul, "s"),
             ("attention", attention, "s"),
             ("kernel launches", launches, "s"),

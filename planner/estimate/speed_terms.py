@@ -149,6 +149,7 @@ def gpu_prefill_roles(case: Case) -> Roles:
             *_flags(case, "matmul"),
         ),
         "expert_rows": (f"expert_rows.{b}",),
+        "power": ("power",),
         "stream": (f"stream.{b}",),
         "attention": (f"attention.{b}", *(() if case.flash else ("attention.plain",))),
         "pass_seconds": (f"pass_seconds.{b}",),
@@ -168,6 +169,7 @@ def gpu_prefill_seconds(
     attention_operations: float,
     bandwidth: float,
     compute: float,
+    power: float,
     k: dict[str, float],
 ) -> tuple[float, float, float]:
     """Seconds to read a prompt on a GPU: (matrix products, attention, launches).
@@ -186,14 +188,21 @@ def gpu_prefill_seconds(
         attention_operations: multiply-adds (counted as two) over the cache, all layers.
         bandwidth: nominal bytes per second.
         compute: nominal FP32 operations per second.
+        power: watts per operation, see :func:`planner.estimate.speed_hardware.power_ratio`.
         k: coefficients by role.
     """
+    rate = matrix_rate(compute, power, k)
     filling = expert_params * k["expert_rows"] / (expert_rows + _LEAST_ROWS)
-    matmul = 2 * (params + filling) * tokens / (compute * k["matmul"])
+    matmul = 2 * (params + filling) * tokens / rate
     stream = passes * streamed_bytes / (bandwidth * k["stream"])
-    attention = attention_operations / (compute * k["matmul"] * k["attention"])
+    attention = attention_operations / (rate * k["attention"])
     launches = passes * (layers * k["layer_seconds"] + k["pass_seconds"])
     return (matmul**2 + stream**2) ** 0.5, attention, launches
+
+
+def matrix_rate(compute: float, power: float, k: dict[str, float]) -> float:
+    """Operations per second that matrix products reach."""
+    return compute * k["matmul"] * power ** k["power"]
 
 
 def cpu_roles(case: Case) -> Roles:
