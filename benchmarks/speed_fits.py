@@ -180,7 +180,7 @@ _MATMUL = {
     "gp100": 0.4,
     "volta": 2.0,
     "turing": 1.75,
-    "(ga100|hopper)": 4.5,
+    "(ga100|hopper)": 3.7,  # mma.sync on both: llama.cpp uses none of the wider units of Hopper
     "ampere": 1.75,
     "ada": 1.7,
     "(blackwell|gb100)": 1.9,
