@@ -11,6 +11,7 @@ import numpy as np
 from speed_rows import Rows, make_rows
 
 from planner.estimate import speed_terms
+from planner.estimate.speed_formula import CPU_LAYER_SECONDS
 from planner.estimate.speed_hardware import CLOCK_GHZ
 from planner.estimate.speed_terms import Case, Roles
 
@@ -232,12 +233,14 @@ GPU_PREFILL = Fit(
 
 
 def _cpu(rows: list[dict[str, object]], rate: str) -> Rows:
-    return make_rows([r for r in rows if r["stratum"] == "cpu" and r[rate] and r["bandwidth"]], rate)
+    """Rows of llama.cpp; ik_llama.cpp, which multiplies most types faster, is another program."""
+    known = [r for r in rows if r["stratum"] == "cpu" and r[rate] and r["bandwidth"]]
+    return make_rows([r for r in known if r["kind"] != "ik_llama.cpp"], rate)
 
 
 def _cpu_decode(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
     args = {n: rows.x[n] for n in ("weight_bytes", "params", "kv_bytes", "bandwidth", "threads")}
-    return sum(speed_terms.cpu_decode_seconds(**args, k=k))
+    return sum(speed_terms.cpu_decode_seconds(**args, k=k)) + rows.x["layers"] * CPU_LAYER_SECONDS
 
 
 def _cpu_prefill_rows(rows: list[dict[str, object]]) -> Rows:
@@ -247,28 +250,41 @@ def _cpu_prefill_rows(rows: list[dict[str, object]]) -> Rows:
 def _cpu_prefill(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
     x = rows.x
     parts = speed_terms.cpu_prefill_seconds(
-        tokens=x["tokens"], params=x["params"], attention_operations=x["attention"], threads=x["threads"], k=k
+        tokens=x["tokens"],
+        params=x["params"] - x["output_params"],
+        attention_operations=x["attention"],
+        threads=x["threads"],
+        streamed_bytes=x["streamed"],
+        passes=x["passes"],
+        bandwidth=x["bandwidth"],
+        k=k,
     )
-    return sum(parts) / x["tokens"]
+    return (sum(parts) + x["passes"] * x["layers"] * CPU_LAYER_SECONDS) / x["tokens"]
 
 
-CPU_CLASSES = ("avx512", "avx2", "x86", "apple", "dotprod", "neon", "riscv")
+CPU_CLASSES = ("avx512", "avx2", "x86", "apple", "i8mm", "dotprod", "neon", "inorder", "riscv")
+
+
+_PREFILL_ALONE = ("scaling", "stream")
 
 
 def _cpu_always() -> list[str]:
     per_class = [f"{n}.{c}" for n in ("efficiency", "core_bandwidth", "unpack", "matmul") for c in CPU_CLASSES]
     per_type = [f"{n}.type.{t}" for n in ("unpack", "matmul") for t in TYPES]
-    return [*per_class, *per_type, "efficiency", "unpack", "matmul", "sharpness", "efficiency.moe", "matmul.moe"]
+    return [*per_class, *per_type, "efficiency", "unpack", "matmul", "sharpness", "efficiency.moe", "matmul.moe", *_PREFILL_ALONE]
 
 
 # Weights per second and thread that each class unpacks and multiplies (start of the search), and the bandwidth one
-# core can draw: about 20 GB/s on a desktop x86, 30 on Apple, 5 on a small ARM core.
+# core can draw: about 20 GB/s on a desktop x86, 14 on Apple (an M2 draws 56 with 4 threads, an M2 Max 118 with 8), 5 on
+# a small ARM core. Rates of matrix products: of builds that interleave weights for their kernels (2025 and later).
 _CPU_PRIORS: Prior = {
     r"efficiency": (0.75, 0.2),
     r"efficiency\.moe": (0.8, 0.2),
-    r"efficiency\.apple": (0.6, 0.3),
+    r"efficiency\.apple": (0.85, 0.15),
     r"efficiency\..*": (1.0, 0.15),
-    r"core_bandwidth\.apple": (3e10, 0.3),
+    r"core_bandwidth\.apple": (1.45e10, 0.15),
+    r"core_bandwidth\.i8mm": (1.2e10, 0.4),
+    r"core_bandwidth\.inorder": (1.5e9, 0.4),
     r"core_bandwidth\.(avx512|avx2)": (2e10, 0.3),
     r"core_bandwidth\.x86": (4e9, 0.4),
     r"core_bandwidth\..*": (5e9, 0.5),
@@ -279,40 +295,46 @@ _CPU_PRIORS: Prior = {
     r"unpack\.\w+\.type\..*": (1.0, 0.3),
     r"unpack\.avx512": (2e10, 0.5),
     r"unpack\.avx2": (1.4e10, 0.5),
-    r"unpack\.apple": (1.5e10, 0.5),
+    r"unpack\.apple": (2.4e10, 0.3),
     r"unpack\.x86": (1.5e9, 0.5),
-    r"unpack\.dotprod": (4e9, 0.5),
+    r"unpack\.i8mm": (1e10, 0.4),
+    r"unpack\.dotprod": (4e9, 0.3),
+    r"unpack\.inorder": (5e8, 0.5),
     r"unpack\..*": (1e9, 0.5),
     r"sharpness": (3.0, 0.4),
     r"matmul": (1.0, 0.1),
     r"matmul\.moe": (0.8, 0.3),
-    r"matmul\.type\..*": (1.0, 0.3),
-    r"matmul\.\w+\.type\..*": (1.0, 0.3),
-    r"matmul\.avx512": (9e10, 0.5),
-    r"matmul\.avx2": (4.5e10, 0.4),
-    r"matmul\.apple": (9e10, 0.5),
-    r"matmul\.dotprod": (1.5e10, 0.5),
+    r"matmul\.type\..*": (1.0, 0.8),
+    r"matmul\.\w+\.type\..*": (1.0, 0.2),
+    r"matmul\.avx512": (1.1e11, 0.4),
+    r"matmul\.avx2": (6e10, 0.3),
+    r"matmul\.apple": (8e10, 0.3),
+    r"matmul\.i8mm": (1e11, 0.4),
+    r"matmul\.dotprod": (1.5e10, 0.4),
+    r"matmul\.inorder": (2e9, 0.5),
+    r"scaling": (0.85, 0.1),
+    r"stream": (0.6, 0.2),
     r"matmul\.x86": (3e9, 0.5),
     r"matmul\..*": (3e9, 0.5),
-    r"nuisance\.kind\.ik_llama\.cpp": (0.7, 0.3),
+    r"nuisance\.before_repack": (1.2, 0.3),
     **NUISANCE,
 }
 
 CPU_DECODE = Fit(
     name="cpu_decode",
     select=lambda rows: _cpu(rows, "decode_tokens_per_second"),
-    roles=lambda case: {k: v for k, v in speed_terms.cpu_roles(case).items() if k != "matmul"},
+    roles=lambda case: {k: v for k, v in speed_terms.cpu_roles(case).items() if k not in ("matmul", *_PREFILL_ALONE)},
     seconds=_cpu_decode,
     offsets=True,
-    always=lambda: [n for n in _cpu_always() if not n.startswith("matmul")],
+    always=lambda: [n for n in _cpu_always() if not n.startswith("matmul") and n not in _PREFILL_ALONE],
     priors=_CPU_PRIORS,
 )
 CPU_PREFILL = Fit(
     name="cpu_prefill",
     select=_cpu_prefill_rows,
-    roles=lambda case: {"matmul": speed_terms.cpu_roles(case)["matmul"]},
+    roles=lambda case: {k: v for k, v in speed_terms.cpu_roles(case).items() if k in ("matmul", *_PREFILL_ALONE)},
     seconds=_cpu_prefill,
-    always=lambda: [n for n in _cpu_always() if n.startswith("matmul")],
+    always=lambda: [n for n in _cpu_always() if n.startswith("matmul") or n in _PREFILL_ALONE],
     priors=_CPU_PRIORS,
     huber=0.2,
     noise=0.25,

@@ -68,6 +68,11 @@ def _old_build(row: dict[str, str]) -> bool:
     return row["date"][:7] <= "2024-06" and not re.search("202[56]", row["date"])
 
 
+def _before_repack(row: dict[str, str]) -> bool:
+    """Builds that did not yet interleave these weights for their CPU kernels (Q4_0 from b4200, Q4_K from b4940)."""
+    return row["date"][:4] <= "2024" and type_class(row["type"]) in ("Q4_0", "Q4_K", "IQ4", "Q8_0")
+
+
 def _nuisances(row: dict[str, str]) -> tuple[str, ...]:
     names = [f"nuisance.kind.{row['kind']}"]
     if _old_build(row):
@@ -77,6 +82,10 @@ def _nuisances(row: dict[str, str]) -> tuple[str, ...]:
             names.append("nuisance.launch.old_build")
         if row["kind"] == "localscore":  # a build of its own, of early 2025
             names.append(f"nuisance.launch.localscore.{row['backend']}")
+    if row["backend"] == "cpu" and row["kind"] == "community":  # llama-bench, reported by users
+        names = []
+    if row["backend"] == "cpu" and row["kind"] == "llama-bench" and _before_repack(row):
+        names.append("nuisance.before_repack")
     if row["gpu_count"] not in ("", "1"):
         names.append("nuisance.layer_split")
     return tuple(names)

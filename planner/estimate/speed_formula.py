@@ -268,22 +268,30 @@ def _gpu_prefill(work: Work, variant: Variant, gpu: Gpu, share: float) -> Timing
 
 
 def _cpu_prefill(work: Work, variant: Variant, where: Site, share: float) -> Timing | None:
+    if not where.host_bandwidth:
+        return None
     case = cpu_case(work, variant, where)
     k = coefficients("cpu_prefill", case)
     matmul, attention = speed_terms.cpu_prefill_seconds(
         tokens=work.prompt,
-        params=work.params * share,
+        params=(work.params - work.output_params) * share,
         attention_operations=work.attention_operations * share,
         threads=where.host_threads,
+        streamed_bytes=work.streamed_bytes * share,
+        passes=work.passes,
+        bandwidth=where.host_bandwidth,
         k=k,
     )
+    barriers = work.passes * work.layers * share * CPU_LAYER_SECONDS
     return Timing(
-        seconds=matmul + attention,
+        seconds=matmul + attention + barriers,
         terms=(
             ("prompt", float(work.prompt), "tokens"),
-            ("host arithmetic rate", where.host_threads * k["matmul"], "FLOP/s"),
+            ("threads", float(where.host_threads), ""),
+            ("host arithmetic rate of 8 threads", speed_terms.THREADS * k["matmul"], "FLOP/s"),
             ("host matrix products", matmul, "s"),
             ("host attention", attention, "s"),
+            ("waiting at barriers", barriers, "s"),
         ),
         bound_by="compute",
         case=case,

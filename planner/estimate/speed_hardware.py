@@ -128,14 +128,29 @@ def _watts(device: str | None) -> float | None:
 
 
 def cpu_class(cpu: Cpu) -> str:
-    """What decides a core's rate: ``avx512``, ``avx2``, ``x86``, ``apple``, ``dotprod``, ``neon`` or ``riscv``."""
+    """What decides a core's rate.
+
+    ``avx512`` (with its 8-bit dot products), ``avx2``, ``x86``, ``apple``, ``i8mm``, ``dotprod``, ``neon``,
+    ``inorder`` (Cortex-A53 and A55 alone) or ``riscv``.
+    """
     simd = set(cpu.simd)
     if "apple" in (cpu.vendor or "").lower() or cpu.model.lower().startswith("apple"):
         return "apple"
     if cpu.architecture == "x86_64":
-        if simd & {"avx512f", "avx512_vnni", "avx512vl"}:
+        if "avx512_vnni" in simd:
             return "avx512"
         return "avx2" if "avx2" in simd else "x86"
     if cpu.architecture.startswith("riscv"):
         return "riscv"
+    cores = f"{cpu.model} {_architecture(cpu.device)}"
+    if re.search(r"A5[35]\b", cores) and not re.search(r"A7\d|A78|X\d", cores):
+        return "inorder"
+    if "i8mm" in simd:
+        return "i8mm"
     return "dotprod" if simd & {"dotprod", "asimddp"} else "neon"
+
+
+@cache
+def _architecture(device: str | None) -> str:
+    row = find(device) if device else None
+    return "" if row is None else row.architecture

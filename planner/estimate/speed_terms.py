@@ -40,6 +40,8 @@ class Case:
     method: str = "gguf"
 
 
+THREADS = 8.0
+"""Threads for which the rate of a CPU's matrix products is fitted."""
 _LEAST_ROWS = 1e-9
 """Keeps the division defined where there are no experts."""
 _WIDE = ("ga100", "hopper")
@@ -220,6 +222,8 @@ def cpu_roles(case: Case) -> Roles:
             f"matmul.{c}.type.{t}",
             *(("matmul.moe",) if case.moe else ()),
         ),
+        "scaling": ("scaling",),
+        "stream": ("stream",),
     }
 
 
@@ -239,12 +243,25 @@ def cpu_decode_seconds(
 
 
 def cpu_prefill_seconds(
-    *, tokens: float, params: float, attention_operations: float, threads: float, k: dict[str, float]
+    *,
+    tokens: float,
+    params: float,
+    attention_operations: float,
+    threads: float,
+    streamed_bytes: float,
+    passes: float,
+    bandwidth: float,
+    k: dict[str, float],
 ) -> tuple[float, float]:
-    """Seconds to read a prompt on a CPU: (matrix products, attention)."""
-    rate = threads * k["matmul"]
+    """Seconds to read a prompt on a CPU: (matrix products, attention).
+
+    More threads help less and less: barriers, shared caches and a lower clock.
+    """
+    rate = k["matmul"] * THREADS * (threads / THREADS) ** k["scaling"]
+    matmul = 2 * params * tokens / rate
+    stream = passes * streamed_bytes / (bandwidth * k["stream"])
     # attention runs in FP16/FP32 without the packed kernels: taken at half the rate of the matrix products
-    return 2 * params * tokens / rate, 2 * attention_operations / rate
+    return (matmul**2 + stream**2) ** 0.5, 2 * attention_operations / rate
 
 
 def serving_roles(case: Case) -> Roles:
