@@ -354,8 +354,10 @@ def _serving(rows: list[dict[str, object]], rate: str) -> Rows:
 
 
 def _serving_decode(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
-    args = {n: rows.x[n] for n in ("weight_bytes", "layers", "kv_bytes", "bandwidth")}
-    return sum(speed_terms.serving_decode_seconds(**args, k=k))
+    args = {n: rows.x[n] for n in ("weight_bytes", "layers", "bandwidth")}
+    copied = np.array([speed_terms.copies_cache(case.runtime) for case in rows.cases])
+    kv_bytes = rows.x["kv_bytes"] * np.where(copied, rows.x["query_group"], 1.0)
+    return sum(speed_terms.serving_decode_seconds(**args, kv_bytes=kv_bytes, k=k))
 
 
 def _serving_always() -> list[str]:
@@ -373,6 +375,7 @@ SERVING_DECODE = Fit(
     roles=lambda case: {k: v for k, v in speed_terms.serving_roles(case).items() if k != "matmul"},
     seconds=_serving_decode,
     offsets=True,
+    noise=0.2,
     always=lambda: [n for n in _serving_always() if not n.startswith("matmul")],
     priors={
         r"efficiency": (0.75, 0.2),
@@ -386,12 +389,13 @@ SERVING_DECODE = Fit(
         r"layer_seconds\.chip\..*": (1.0, 0.2),
         r"layer_seconds\.transformers": (8e-4, 0.5),
         r"layer_seconds\.[\w-]+": (6e-5, 0.6),
+        r"layer_seconds\.transformers\.bitsandbytes": (2.5, 0.4),  # unpacks each matrix in kernels of its own
         r"layer_seconds\.[\w-]+\..*": (1.0, 0.3),
         r"token_seconds\.(vllm|sglang)": (1e-3, 0.6),  # the scheduler in Python, once per token
         r"token_seconds\..*": (1e-4, 0.6),
         r"overlap\.transformers": (4.0, 0.01),
         r"overlap\..*": (1.0, 0.01),
-        r"kv_efficiency\.transformers": (0.1, 0.5),
+        r"kv_efficiency\.transformers": (0.15, 0.4),
         r"kv_efficiency\..*": (0.35, 0.4),
         **NUISANCE,
     },

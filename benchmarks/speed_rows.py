@@ -239,6 +239,7 @@ def make_rows(chosen: list[dict[str, object]], rate: str) -> Rows:
         "expert_rows": load("expert_rows"),
         "layers": load("layers"),
         "kv_bytes": load("kv_bytes"),
+        "query_group": load("query_group"),
         "passes": load("passes"),
         "attention": load("attention_operations") * np.where(np.isfinite(deeper), deeper, 1.0),
         "bandwidth": column("bandwidth"),

@@ -346,7 +346,7 @@ def _serving_decode(work: Work, variant: Variant, where: Site) -> Timing | None:
     weights, launches, cache = speed_terms.serving_decode_seconds(
         weight_bytes=work.weight_bytes,
         layers=work.layers,
-        kv_bytes=work.kv_bytes,
+        kv_bytes=work.kv_bytes * (work.query_group if speed_terms.copies_cache(case.runtime) else 1.0),
         bandwidth=gpu.bandwidth_bytes_per_second,
         k=k,
     )

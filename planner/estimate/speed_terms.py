@@ -294,13 +294,20 @@ def serving_decode_seconds(
     """Seconds of one token in vLLM, transformers, ExLlama …: (weights, what launches add, KV cache).
 
     Where Python launches every kernel (transformers) the GPU works behind it, so the longer of the two decides;
-    with CUDA graphs (vLLM) the cost per layer adds to the weights.
+    with CUDA graphs (vLLM) the cost per layer adds to the weights. ``kv_bytes`` is what the attention reads: in
+    transformers the cache is copied out to every query head first.
     """
     weights = weight_bytes / (bandwidth * k["efficiency"])
+    cache = kv_bytes / (bandwidth * k["kv_efficiency"])
     launches = layers * k["layer_seconds"] + k["token_seconds"]
     q = k["overlap"]
-    both = (weights**q + launches**q) ** (1 / q)
-    return weights, both - weights, kv_bytes / (bandwidth * k["kv_efficiency"])
+    both = ((weights + cache) ** q + launches**q) ** (1 / q)
+    return weights, both - weights - cache, cache
+
+
+def copies_cache(runtime: str) -> bool:
+    """Whether ``runtime`` copies the cache out to every query head (``repeat_kv`` in transformers)."""
+    return runtime == "transformers"
 
 
 def serving_prefill_seconds(

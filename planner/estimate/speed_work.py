@@ -50,6 +50,8 @@ class Work:
     """The part of ``params`` in the output matrix: a prompt uses it for its last token only."""
     expert_params: float = 0.0
     """The part of ``params`` in routed experts."""
+    query_group: float = 1.0
+    """Query heads that share one head of the cache."""
     flash: bool = True
     """Flash attention is on."""
     expert_rows: float = 0.0
@@ -77,6 +79,7 @@ class _Shape:
     """Used over all experts; 0 without."""
     hybrid: bool
     gemma: bool
+    query_group: float
 
 
 @lru_cache(_CACHE)
@@ -90,7 +93,13 @@ def _shape(model: ModelSpec) -> _Shape:
         expert_share=mixture.expert_used_count / mixture.expert_count if mixture else 0.0,
         hybrid=any(layer.kind == "recurrent" for layer in model.attention),
         gemma=model.architecture.startswith("gemma"),
+        query_group=_query_group(model),
     )
+
+
+def _query_group(model: ModelSpec) -> float:
+    layers = [layer for layer in model.attention if layer.kind in ("full", "sliding") and layer.head_count_kv]
+    return sum(layer.head_count / layer.head_count_kv for layer in layers) / len(layers) if layers else 1.0
 
 
 @lru_cache(_CACHE)
@@ -157,6 +166,7 @@ def work(model: ModelSpec, variant: Variant, placement: Placement) -> Work:
         gemma=shape.gemma,
         output_params=shape.output_params,
         expert_params=shape.expert_params,
+        query_group=shape.query_group,
         flash=placement.flash_attention,
         expert_rows=min(prompt, ubatch) * shape.expert_share,
     )
