@@ -33,6 +33,8 @@ class Fit:
     huber: float = 0.08
     noise: float = 0.15
     offsets: bool = False
+    """Whether a device's other models correct a prediction: it helps on GPUs and hurts on CPUs and in served runtimes,
+    where what was measured differs more by build and host than by device."""
     launch: bool = False
     """Whether what an old build's launches cost is fitted apart, per layer."""
     split: tuple[float, float, int] | None = None
@@ -130,6 +132,7 @@ GPU_DECODE = Fit(
         r"layer_seconds\.(moe|hybrid|gemma)": (1.3, 0.4),
         r"layer_seconds\.ultra": (1.0, 0.4),
         r"layer_seconds\.chip\..*": (1.0, 0.25),
+        r"layer_seconds\.metal": (9e-5, 0.6),
         r"layer_seconds\.\w+": (4e-5, 0.6),
         r"layer_seconds\.\w+\..*": (1.0, 0.25),
         r"token_seconds\..*": (1e-4, 1.0),
@@ -149,7 +152,7 @@ def _gpu_prefill_rows(rows: list[dict[str, object]]) -> Rows:
     long = [
         r for r in _gpu(rows) if r["prefill_tokens_per_second"] and r["prompt"] == r["prompt"] and r["prompt"] >= 64
     ]
-    # several GPUs read a long prompt as a pipeline of micro-batches: see PIPELINE in planner/estimate/speed_formula.py
+    # several GPUs read a long prompt as a pipeline of micro-batches: see planner/estimate/speed_formula.py
     alone = [r for r in long if r["compute"] and r["gpu_count"] in ("", "1")]
     return make_rows(alone, "prefill_tokens_per_second")
 
@@ -325,7 +328,6 @@ CPU_DECODE = Fit(
     select=lambda rows: _cpu(rows, "decode_tokens_per_second"),
     roles=lambda case: {k: v for k, v in speed_terms.cpu_roles(case).items() if k not in ("matmul", *_PREFILL_ALONE)},
     seconds=_cpu_decode,
-    offsets=True,
     always=lambda: [n for n in _cpu_always() if not n.startswith("matmul") and n not in _PREFILL_ALONE],
     priors=_CPU_PRIORS,
 )
@@ -374,7 +376,6 @@ SERVING_DECODE = Fit(
     select=lambda rows: _serving(rows, "decode_tokens_per_second"),
     roles=lambda case: {k: v for k, v in speed_terms.serving_roles(case).items() if k != "matmul"},
     seconds=_serving_decode,
-    offsets=True,
     noise=0.2,
     always=lambda: [n for n in _serving_always() if not n.startswith("matmul")],
     priors={
@@ -417,7 +418,6 @@ SERVING_PREFILL = Fit(
     select=_serving_prefill_rows,
     roles=speed_terms.serving_roles,
     seconds=_serving_prefill,
-    offsets=True,
     always=_serving_always,
     priors={
         r"matmul": (0.35, 0.4),

@@ -98,16 +98,20 @@ def _model(name: str, params: float, active: float) -> ModelSpec:
     return found or spec_from_parameters(params, active if active < params else None)
 
 
-_OTHER_NAMES = {"MXFP4": "MXFP4_MOE", "NVFP4": "MXFP4_MOE", "4BIT": "Q4_0", "8BIT": "Q8_0", "Q2_K_M": "Q2_K"}
+_OTHER_NAMES = {"MXFP4": "MXFP4_MOE", "NVFP4": "MXFP4_MOE", "4BIT": "Q4_0", "8BIT": "Q8_0", "Q2_K_M": "Q2_K", "Q6_K_M": "Q6_K"}
 _FLAT_BITS = 0.25  # scales and zero points of EXL2 and like formats, bits per weight
+
+
+def file_type(name: str) -> str:
+    """llama.cpp's name of the file type that a row calls ``name``."""
+    return _OTHER_NAMES.get(name.upper(), name.upper())
 
 
 def _variant(row: dict[str, str]) -> Variant | None:
     """The variant of a row; ``None`` where qplan has no such method."""
     method, type_ = row["method"], row["type"]
     if method == "gguf":
-        upper = _OTHER_NAMES.get(type_.upper(), type_.upper())
-        return gguf.variant({"Q6_K_M": "Q6_K"}.get(upper, upper))
+        return gguf.variant(file_type(type_))
     if method == "none":
         return replace(none.variant("f16"), runtime=row["runtime"])
     if method in ("awq", "gptq", "bitsandbytes"):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.core.candidate import Placement, Variant
-from planner.core.hardware import ASSUMED, Gpu, HardwareProfile
+from planner.core.hardware import ASSUMED, Cpu, Gpu, HardwareProfile
 from planner.estimate import speed_terms
 from planner.estimate.memory import gpu_shares
 from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class, is_ultra, power_ratio
@@ -81,12 +81,19 @@ def site(placement: Placement, hardware: HardwareProfile) -> Site:
     return Site(
         gpus=used,
         host_bandwidth=hardware.memory.bandwidth_bytes_per_second,
-        host_threads=placement.threads or hardware.cpu.inference_threads(),
+        host_threads=_useful_threads(placement.threads, hardware.cpu),
         host_class=cpu_class(hardware.cpu),
         tensor_parallel=max(1, placement.tensor_parallel),
         shares=gpu_shares(placement, used),
         bandwidth_assumed=(hardware.memory.bandwidth_basis or "").startswith(ASSUMED),
     )
+
+
+def _useful_threads(asked: int | None, cpu: Cpu) -> int:
+    """Threads that add speed: the asked ones up to one for each physical core, else llama.cpp's best choice."""
+    if asked is None:
+        return cpu.inference_threads()
+    return min(asked, cpu.physical_core_count or cpu.logical_core_count or asked)
 
 
 def gpu_case(work: Work, variant: Variant, gpu: Gpu) -> Case:
@@ -132,7 +139,7 @@ def prefill(work: Work, variant: Variant, where: Site) -> Timing | None:
         return _cpu_prefill(work, variant, where, share=1.0)
     parts = [_gpu_prefill(work, variant, gpu, share) for gpu, share in where.shared()]
     if not work.host_bytes:
-        return _joined(parts, None)
+        return _pipelined(_joined(parts, None), parts, work.passes)
     return _split_prefill(work, variant, where, parts)
 
 
@@ -152,6 +159,18 @@ def _joined(parts: list[Timing | None], host: Timing | None, crossings: int = 1)
         case=known[0].case,
         fit=known[0].fit,
         split=True,
+    )
+
+
+def _pipelined(total: Timing | None, parts: list[Timing | None], passes: int) -> Timing | None:
+    """Several GPUs read a prompt of several micro-batches as a pipeline: the first goes through all, then each further
+    one takes as long as the slowest GPU needs for its layers."""
+    if total is None or len(parts) < 2 or passes < 2:
+        return total
+    slowest = max(part.seconds for part in parts if part is not None)
+    saved = (passes - 1) / passes * (total.seconds - slowest)
+    return replace(
+        total, seconds=total.seconds - saved, terms=(*total.terms, ("saved by working at the same time", -saved, "s"))
     )
 
 
@@ -323,14 +342,10 @@ def _split_prefill(work: Work, variant: Variant, where: Site, parts: list[Timing
 
 
 def _all_on_gpu(work: Work) -> Work:
-    from dataclasses import replace
-
     return replace(work, gpu_bytes=work.weight_bytes, host_bytes=0.0, host_streamed_bytes=0.0, gpu_layers=work.layers)
 
 
 def _serving_case(work: Work, variant: Variant, gpu: Gpu) -> Case:
-    from dataclasses import replace
-
     runtime = "exllama" if variant.runtime.startswith("exllama") else variant.runtime
     if f"layer_seconds.{runtime}" not in document()["serving_decode"]["factors"]:
         runtime = "transformers" if runtime in _EAGER else "vllm"
