@@ -72,6 +72,10 @@ def case_of(row: Row) -> dict[str, Any] | None:
         case["params"] = float(row["params"])
         if row["moe"] == "1":
             case["active_params"] = float(row["active_params"])
+    if row["stratum"] == "partial" and not row["gpu_layers"].isdigit():
+        return None  # how it was split is not known
+    if row["method"] != "gguf":
+        case["runtime"] = row["runtime"]
     if row["gpu_layers"].isdigit():
         case["gpu_layers"] = int(row["gpu_layers"])
     for key, name in (("depth", "depth"), ("threads", "threads"), ("device_count", "gpu_count")):
@@ -107,7 +111,9 @@ def answers(rows: list[Row]) -> Iterator[Answer]:
 def knowing(tables: dict[str, Any]) -> Iterator[None]:
     """Let the estimates use these coefficients, and no published row of a device."""
     whole = tables | {"source": "held out", "date": "held out"}
-    replaced = [patch(f"planner.estimate.{m}.document", lambda: whole) for m in ("speed_model", "speed_formula", "speed")]
+    replaced = [
+        patch(f"planner.estimate.{m}.document", lambda: whole) for m in ("speed_model", "speed_formula", "speed")
+    ]
     replaced.append(patch("planner.estimate.speed_published.find", lambda *_: ()))
     speed_model.coefficients.cache_clear()
     for each in replaced:

@@ -98,7 +98,14 @@ def _model(name: str, params: float, active: float) -> ModelSpec:
     return found or spec_from_parameters(params, active if active < params else None)
 
 
-_OTHER_NAMES = {"MXFP4": "MXFP4_MOE", "NVFP4": "MXFP4_MOE", "4BIT": "Q4_0", "8BIT": "Q8_0", "Q2_K_M": "Q2_K", "Q6_K_M": "Q6_K"}
+_OTHER_NAMES = {
+    "MXFP4": "MXFP4_MOE",
+    "NVFP4": "MXFP4_MOE",
+    "4BIT": "Q4_0",
+    "8BIT": "Q8_0",
+    "Q2_K_M": "Q2_K",
+    "Q6_K_M": "Q6_K",
+}
 _FLAT_BITS = 0.25  # scales and zero points of EXL2 and like formats, bits per weight
 
 

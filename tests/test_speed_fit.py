@@ -141,14 +141,14 @@ def test_layers_on_a_faster_gpu_pay(device: str, name: str) -> None:
 
 
 def test_a_mixture_reads_its_active_experts_and_what_lies_beside_them() -> None:
-    """gpt-oss-20b keeps attention and embeddings at 8 bits: 2.57 GB a token, not 3.6e9 weights at 4.25 bits (1.9 GB)."""
+    """gpt-oss-20b keeps attention and embeddings at 8 bits: 2.57 GB a token, not 1.9 (3.6e9 weights at 4.25 bits)."""
     model = model_of("gpt-oss-20b")
     load = work(model, gguf("MXFP4_MOE"), whole(model))
     assert load.weight_bytes == pytest.approx(2.57e9, rel=0.01)
     assert load.params == pytest.approx(3.6e9, rel=0.02)
     found = decode_of(of("GeForce RTX 4090", "gpt-oss-20b", "MXFP4_MOE"))
     assert found < 1008e9 / load.weight_bytes
-    assert found > 3 * decode_of(of("GeForce RTX 4090", "qwen2.5-14b", "Q4_K_M"))
+    assert found > 2 * decode_of(of("GeForce RTX 4090", "qwen2.5-14b", "Q4_K_M"))
 
 
 def test_larger_micro_batches_fill_a_mixture_s_experts() -> None:
@@ -298,7 +298,9 @@ def test_rows_of_devices_never_seen_lie_in_their_intervals() -> None:
     sys.path.insert(0, str(data_path("").parent / "benchmarks"))
     from speed_published import held_out, load_rows
 
-    found = [a for a in held_out(load_rows(), "devices", 3, 5) if a.row["eligible"] == "1" and a.row["method"] == "gguf"]
+    found = [
+        a for a in held_out(load_rows(), "devices", 3, 5) if a.row["eligible"] == "1" and a.row["method"] == "gguf"
+    ]
     for quantity, median in (("decode", 0.15), ("prefill", 0.2)):
         mine = [a for a in found if a.quantity == quantity]
         assert sorted(a.error for a in mine)[len(mine) // 2] <= median
