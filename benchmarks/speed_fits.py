@@ -354,6 +354,7 @@ CPU_PREFILL = Fit(
 
 RUNTIMES = ("vllm", "sglang", "transformers", "exllama", "autoawq", "tinychat", "tensorrt-llm")
 METHODS = ("awq", "gptq", "none", "bitsandbytes", "exl2", "fp8")
+TABLES = (*METHODS, "bitsandbytes-int8")
 
 
 def _serving(rows: list[dict[str, object]], rate: str) -> Rows:
@@ -378,7 +379,8 @@ def _serving_always() -> list[str]:
         for e in ("efficiency", "layer_seconds", "token_seconds", "overlap", "kv_efficiency", "matmul")
         for r in RUNTIMES
     ]
-    return [*names, "efficiency", "matmul", "layer_seconds.moe", *(f"efficiency.method.{m}" for m in METHODS)]
+    bits = [f"layer_seconds.transformers.bitsandbytes{kind}" for kind in ("", "-int8")]
+    return [*names, *bits, "efficiency", "matmul", "layer_seconds.moe", *(f"efficiency.method.{m}" for m in TABLES)]
 
 
 SERVING_DECODE = Fit(
@@ -391,7 +393,7 @@ SERVING_DECODE = Fit(
     priors={
         r"efficiency": (0.75, 0.2),
         r"efficiency\.method\.none": (1.0, 0.05),
-        r"efficiency\.method\.bitsandbytes": (0.5, 0.3),
+        r"efficiency\.method\.bitsandbytes(-int8)?": (0.5, 0.3),
         r"efficiency\.method\..*": (0.8, 0.2),
         r"efficiency\.chip\..*": (1.0, 0.1),
         r"efficiency\.[\w-]+": (1.0, 0.15),
@@ -400,7 +402,8 @@ SERVING_DECODE = Fit(
         r"layer_seconds\.chip\..*": (1.0, 0.2),
         r"layer_seconds\.transformers": (8e-4, 0.5),
         r"layer_seconds\.[\w-]+": (6e-5, 0.6),
-        r"layer_seconds\.transformers\.bitsandbytes": (2.5, 0.4),  # unpacks each matrix in kernels of its own
+        r"layer_seconds\.transformers\.bitsandbytes": (2.0, 0.4),  # unpacks each matrix in kernels of its own
+        r"layer_seconds\.transformers\.bitsandbytes-int8": (5.0, 0.4),  # and splits off the outliers
         r"layer_seconds\.[\w-]+\..*": (1.0, 0.3),
         r"token_seconds\.(vllm|sglang)": (1e-3, 0.6),  # the scheduler in Python, once per token
         r"token_seconds\..*": (1e-4, 0.6),

@@ -15,7 +15,7 @@ from planner.core.devices import hardware_from_device
 from planner.core.model import ModelSpec
 from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class, is_ultra, power_ratio
 from planner.estimate.speed_model import stratum
-from planner.estimate.speed_terms import Case, type_class
+from planner.estimate.speed_terms import Case, served_method, type_class
 from planner.estimate.speed_work import Work, work
 from planner.methods import gguf, none
 from planner.models import catalog
@@ -188,7 +188,7 @@ def _parse(row: dict[str, str]) -> dict[str, object]:
         ultra=gpu is not None and is_ultra(gpu),
         flash=row["flash_attention"] not in ("0", "False") and not _old_build(row),
         runtime=row["runtime"],
-        method=row["method"],
+        method=served_method(row["method"], row["type"]),
     )
     return row | {
         "case": case,

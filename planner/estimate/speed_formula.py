@@ -349,7 +349,9 @@ def _serving_case(work: Work, variant: Variant, gpu: Gpu) -> Case:
     runtime = "exllama" if variant.runtime.startswith("exllama") else variant.runtime
     if f"layer_seconds.{runtime}" not in document()["serving_decode"]["factors"]:
         runtime = "transformers" if runtime in _EAGER else "vllm"
-    return replace(gpu_case(work, variant, gpu), runtime=runtime, type_class="", hybrid=False, gemma=False, ultra=False)
+    method = speed_terms.served_method(variant.method, variant.type)
+    made = gpu_case(work, variant, gpu)
+    return replace(made, runtime=runtime, method=method, type_class="", hybrid=False, gemma=False, ultra=False)
 
 
 def _serving_decode(work: Work, variant: Variant, where: Site) -> Timing | None:

@@ -264,6 +264,11 @@ def cpu_prefill_seconds(
     return (matmul**2 + stream**2) ** 0.5, 2 * attention_operations / rate
 
 
+def served_method(method: str, type_: str) -> str:
+    """The method as its kernels tell it apart: LLM.int8() splits every product and is far slower than NF4."""
+    return f"{method}-int8" if method == "bitsandbytes" and type_ == "int8" else method
+
+
 def serving_roles(case: Case) -> Roles:
     """Names of the factors of :func:`serving_decode_seconds` and of prefill in a GPU serving runtime."""
     r, m, c = case.runtime, case.method, case.chip
