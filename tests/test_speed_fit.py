@@ -227,6 +227,36 @@ def test_several_gpus_read_a_long_prompt_as_a_pipeline() -> None:
 
 
 @pytest.mark.parametrize(
+    ("device", "name", "method", "type_", "published"),
+    [
+        ("A10G", "codellama-34b", "awq", "4bit", {2: 23.67, 4: 29.83}),
+        ("A10G", "codellama-34b", "none", "f16", {4: 16.67, 8: 23.5}),
+        ("A100 SXM4 80 GB", "llama-2-70b", "none", "bf16", {2: 21.3, 4: 38.0, 8: 62.5}),
+    ],
+)
+def test_tensor_parallel_decode_scales_as_published(
+    device: str, name: str, method: str, type_: str, published: dict[int, float]
+) -> None:
+    """vLLM on A10G (https://github.com/mlc-ai/llm-perf-bench) and gpt-fast on A100, each over several GPUs."""
+    model, group = model_of(name), 128 if method == "awq" else None
+    variant = Variant(method=method, format=method, runtime="vllm", type=type_, group_size=group)
+    rates = {
+        n: decode_of(
+            speed(
+                model,
+                variant,
+                whole(model, gpu_count=n, tensor_parallel=n),
+                hardware_from_device(device, count=n),
+            )
+        )
+        for n in published
+    }
+    fewest, most = min(published), max(published)
+    assert rates[most] / rates[fewest] == pytest.approx(published[most] / published[fewest], rel=0.25)
+    assert all(rates[n] == pytest.approx(rate, rel=0.4) for n, rate in published.items())
+
+
+@pytest.mark.parametrize(
     ("device", "chip"),
     [("GeForce GTX 1660 SUPER", "tu116"), ("GeForce RTX 2060", "turing"), ("Tesla P100 SXM2", "gp100")],
 )

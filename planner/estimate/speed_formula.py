@@ -28,7 +28,13 @@ pinned and the driver copies them first. From the five partly offloaded dense ru
 PAGEABLE_EXPERT_BYTES_PER_SECOND = 15.4e9
 """The same for experts, whose tensors are larger: 13.7-16.9 GB/s in the three runs of a mixture."""
 TENSOR_PARALLEL_EFFICIENCY = 0.8
-"""Share of the ideal speed-up over several GPUs. An assumption, not yet fitted."""
+"""Share of the ideal speed-up of prefill over several GPUs. An assumption, not yet fitted."""
+NVLINK_LAYER_SECONDS, PCIE_LAYER_SECONDS = 4e-5, 5e-4
+"""What the two sums over all GPUs cost per layer and token with tensor parallelism. NVLink: Llama-2-70B in gpt-fast on
+2, 4 and 8 A100 took 46.9, 26.3 and 16.0 ms, which is 82.4 ms over their number and 5.7 ms, or 71 us a layer, 30 of
+them launches (gpt-fast README). PCIe: CodeLlama-34B in vLLM on 4 and 8 A10G took 60.0 and 42.6 ms in 16 bits, on 2 and
+4 of them 42.2 and 33.5 ms with AWQ: 525 and 517 us a layer (https://github.com/mlc-ai/llm-perf-bench, 2023-10)."""
+_NVLINK_CHIPS = frozenset({"volta", "ga100", "hopper", "gb100"})
 
 CPU_LAYER_SECONDS = 39e-6
 """Threads meet at a barrier after every node of the graph: what one layer costs beside its weights. From decoding the
@@ -367,9 +373,11 @@ def _serving_decode(work: Work, variant: Variant, where: Site) -> Timing | None:
         bandwidth=gpu.bandwidth_bytes_per_second,
         k=k,
     )
-    ways = _parallel(where)
+    ways = float(min(where.tensor_parallel, len(where.gpus)))
+    link = NVLINK_LAYER_SECONDS if case.chip in _NVLINK_CHIPS else PCIE_LAYER_SECONDS
+    sums = work.layers * link if ways > 1 else 0.0
     return Timing(
-        seconds=(weights + cache) / ways + launches,
+        seconds=(weights + cache) / ways + launches + sums,
         terms=(
             ("weights read per token", work.weight_bytes, "B"),
             ("bandwidth", gpu.bandwidth_bytes_per_second, "B/s"),
@@ -377,11 +385,18 @@ def _serving_decode(work: Work, variant: Variant, where: Site) -> Timing | None:
             ("weights", weights / ways, "s"),
             ("kernel launches", launches, "s"),
             ("KV cache", cache / ways, "s"),
+            *((("sums over the GPUs", sums, "s"),) if sums else ()),
         ),
-        bound_by="launch overhead" if launches > weights / ways else "GPU bandwidth",
+        bound_by=_served_bound(weights / ways, cache / ways, launches, sums),
         case=case,
         fit="serving_decode",
     )
+
+
+def _served_bound(weights: float, cache: float, launches: float, sums: float) -> str:
+    """What takes longest of a token."""
+    names = {sums: "link", launches: "launch overhead", cache: "KV cache reads", weights: "GPU bandwidth"}
+    return names[max(names)]
 
 
 def _serving_prefill(work: Work, variant: Variant, where: Site) -> Timing | None:
