@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -105,27 +106,37 @@ class Model:
         return least_squares(residuals, self.mean, jac=slopes, method="lm", max_nfev=60).x
 
 
-def cross_validate(fit: Fit, rows: Rows, *, by: str = "devices", seed: int = SEED) -> np.ndarray:
-    """log(measured / predicted) of the tokens per second, each row predicted with its whole group held out.
+def held_sets(names: Iterable[str], folds: int = FOLDS, seed: int = SEED) -> list[set[str]]:
+    """The names in ``folds`` shuffled parts, each to be held out once."""
+    groups = np.array(sorted(set(names)))
+    np.random.default_rng(seed).shuffle(groups)
+    return [set(groups[fold::folds].tolist()) for fold in range(min(folds, len(groups)))]
 
-    Args:
-        by: what is held out together: ``devices``, ``models`` or ``sources``.
-        seed: of the shuffle that puts the groups into folds.
+
+def held_out_fits(
+    fit: Fit, rows: Rows, by: str, sets: list[set[str]]
+) -> tuple[np.ndarray, list[tuple[Model, np.ndarray]]]:
+    """Residuals of every row with its group held out, and the fit without each set.
+
+    Residuals are log(measured / predicted) of the tokens per second. ``by`` is ``devices``, ``models`` or ``sources``.
     """
     keys = np.array(getattr(rows, by))
-    groups = np.array(sorted(set(keys)))
-    np.random.default_rng(seed).shuffle(groups)
-    out = np.full(len(rows), np.nan)
-    for fold in range(min(FOLDS, len(groups))):
-        test = np.isin(keys, groups[fold::FOLDS])
+    out, fits = np.full(len(rows), np.nan), []
+    for held in sets:
+        test = np.isin(keys, sorted(held))
         train = Model(fit, rows.take(~test))
         theta = train.solve()
-        probe = Model(fit, rows.take(test))
-        merged = np.array(
-            [theta[train.names[n]] if n in train.names else probe.mean[i] for n, i in probe.names.items()]
-        )
-        out[test] = probe.log_seconds(merged, False) - probe.target
-    return out
+        fits.append((train, theta))
+        if test.any():
+            probe = Model(fit, rows.take(test))
+            merged = [theta[train.names[n]] if n in train.names else probe.mean[i] for n, i in probe.names.items()]
+            out[test] = probe.log_seconds(np.array(merged), False) - probe.target
+    return out, fits
+
+
+def cross_validate(fit: Fit, rows: Rows, *, by: str = "devices", seed: int = SEED) -> np.ndarray:
+    """Residuals of :func:`held_out_fits`, ten parts of the devices (or models, or sources) held out in turn."""
+    return held_out_fits(fit, rows, by, held_sets(getattr(rows, by), seed=seed))[0]
 
 
 def errors(r: np.ndarray) -> dict[str, float]:
@@ -266,15 +277,19 @@ def print_table(fit: Fit, rows: Rows, r: np.ndarray, out_of_device: float) -> No
 def fitted(fit: Fit, all_rows: list[dict[str, object]], *, show: bool) -> Tables:
     """Cross-validate and fit: the tables of one fit, by name."""
     rows = fit.select(all_rows)
-    r = cross_validate(fit, rows)
+    model = Model(fit, rows)
+    return tables_of(model, model.solve(), cross_validate(fit, rows), show=show)
+
+
+def tables_of(model: Model, theta: np.ndarray, r: np.ndarray, *, show: bool) -> Tables:
+    """What the coefficient file holds of one fit, from its factors and its rows' held-out residuals ``r``."""
+    fit, rows = model.fit, model.rows
     rows_j, r_j = rows.take(rows.eligible), r[rows.eligible]
     bounds = held_out_intervals(rows_j, r_j)
     factor = inflated(r_j, bounds)
     outside = coverage(r_j, bounds, factor)
     if show:
         print_table(fit, rows_j, r_j, outside)
-    model = Model(fit, rows)
-    theta = model.solve()
     tables: Tables = {
         "factors": {n: float(np.exp(theta[i])) for n, i in model.names.items() if not n.startswith("nuisance.")},
         "generations": {name: len(devices) for name, devices in sorted(siblings(rows).items())},
@@ -320,6 +335,18 @@ def known_intervals(rows: Rows, r: np.ndarray, show: bool) -> Tables:
 def document(all_rows: list[dict[str, object]], *, show: bool = False) -> dict[str, Tables]:
     """The tables of every fit."""
     return {fit.name: fitted(fit, all_rows, show=show) for fit in FITS}
+
+
+def held_out_documents(all_rows: list[dict[str, object]], by: str, sets: list[set[str]]) -> list[dict[str, Tables]]:
+    """The tables of every fit without each of the ``sets``; intervals come from the residuals of what is left."""
+    documents: list[dict[str, Tables]] = [{} for _ in sets]
+    for fit in FITS:
+        rows = fit.select(all_rows)
+        r, fits = held_out_fits(fit, rows, by, sets)
+        keys = np.array(getattr(rows, by))
+        for held, (model, theta), tables in zip(sets, fits, documents, strict=True):
+            tables[fit.name] = tables_of(model, theta, r[~np.isin(keys, sorted(held))], show=False)
+    return documents
 
 
 def nested(tables: Tables) -> dict[str, object]:

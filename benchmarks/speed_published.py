@@ -4,7 +4,7 @@ Whole devices (or models, or sources) are held out, everything is fitted on the 
 code behind `qplan estimate --batch`. Printed are the median and mean error, the share within 20 % and how often the
 80 % interval holds the measurement, for decode and prefill, by back end and kind.
 
-    python benchmarks/speed_published.py                    devices held out (needs numpy and scipy; some minutes)
+    python benchmarks/speed_published.py                    devices held out (needs numpy and scipy; half a minute)
     python benchmarks/speed_published.py --hold models      models held out, their devices known
     python benchmarks/speed_published.py --hold sources     sources held out
     python benchmarks/speed_published.py --folds 5 --seed 1
@@ -25,7 +25,7 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-from fit_speed import document, nested
+from fit_speed import held_out_documents, held_sets, nested
 from speed_rows import file_type, load_rows
 
 from planner.core.errors import QplanError
@@ -96,6 +96,9 @@ def answers(rows: list[Row]) -> Iterator[Answer]:
             continue
         try:
             speed = estimate_case(case)["speed"]
+            if "threads" in case:  # the tables give the threads of decode; prompts ran on all cores
+                every = estimate_case({name: value for name, value in case.items() if name != "threads"})["speed"]
+                speed |= {key: every[key] for key in speed if key.startswith("prefill")}
         except QplanError as error:
             print(f"{row['device']} {row['model']} {row['type']}: {error.what}", file=sys.stderr)
             continue
@@ -128,15 +131,11 @@ def knowing(tables: dict[str, Any]) -> Iterator[None]:
 
 def held_out(rows: list[Row], by: str, folds: int, seed: int) -> list[Answer]:
     """Every row answered with its group held out of the fit."""
-    groups = np.array(sorted({row[HELD[by]] for row in rows}))
-    np.random.default_rng(seed).shuffle(groups)
+    sets = held_sets((row[HELD[by]] for row in rows), folds, seed)
     found: list[Answer] = []
-    for fold in range(folds):
-        out = set(groups[fold::folds])
-        tables = document([row for row in rows if row[HELD[by]] not in out])
+    for out, tables in zip(sets, held_out_documents(rows, by, sets), strict=True):
         with knowing({name: nested(fit) for name, fit in tables.items()}):
             found += answers([row for row in rows if row[HELD[by]] in out])
-        print(f"fold {fold + 1} of {folds}", file=sys.stderr)
     return found
 
 
