@@ -285,7 +285,9 @@ def _gpu_prefill(work: Work, variant: Variant, gpu: Gpu, share: float) -> Timing
         seconds=matmul + attention + launches,
         terms=(
             ("prompt", float(work.prompt), "tokens"),
-            ("weights multiplied per token", work.params * share, ""),
+            ("weights multiplied per token", (work.params - work.output_params) * work.gpu_share * share, ""),
+            *_expert_terms(work, k),
+            ("what the power limit leaves", power ** k["power"], "x"),
             ("arithmetic rate", speed_terms.matrix_rate(compute, power, k), "FLOP/s"),
             ("matrix products", matmul, "s"),
             ("attention", attention, "s"),
@@ -294,6 +296,17 @@ def _gpu_prefill(work: Work, variant: Variant, gpu: Gpu, share: float) -> Timing
         bound_by="compute",
         case=case,
         fit="gpu_prefill",
+    )
+
+
+def _expert_terms(work: Work, k: dict[str, float]) -> Terms:
+    """How badly a few rows each fill the matrix products of experts."""
+    if not work.expert_rows:
+        return ()
+    return (
+        ("of them in experts", work.expert_params, ""),
+        ("rows of each expert", work.expert_rows, ""),
+        ("rows that go unused beside them", k["expert_rows"], ""),
     )
 
 
