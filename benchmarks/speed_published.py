@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from fit_speed import held_out_documents, held_sets, nested
-from speed_rows import file_type, load_rows
+from speed_rows import file_type, load_rows, micro_batch
 
 from planner.core.errors import QplanError
 from planner.estimate import speed_model
@@ -35,6 +35,8 @@ from planner.workflow.estimates import estimate_case
 
 Row = dict[str, Any]
 HELD = {"devices": "device", "models": "model", "sources": "source"}
+LONG = 1024
+"""Generated tokens from which on the mean depth of a run is not that of its start."""
 OWN_TYPES = {"awq": "4bit", "none": "f16"}
 
 
@@ -78,7 +80,10 @@ def case_of(row: Row) -> dict[str, Any] | None:
         case["runtime"] = row["runtime"]
     if row["gpu_layers"].isdigit():
         case["gpu_layers"] = int(row["gpu_layers"])
-    for key, name in (("depth", "depth"), ("threads", "threads"), ("device_count", "gpu_count")):
+    case["ubatch"] = micro_batch(row)
+    generated = float(row["generated_tokens"] or 0)
+    case["depth"] = int(float(row["depth"] or 0) + (generated / 2 if generated >= LONG else 0))
+    for key, name in (("threads", "threads"), ("device_count", "gpu_count")):
         if row[name] and float(row[name]) >= 1:
             case[key] = int(float(row[name]))
     if row["prompt"] >= 1:

@@ -137,7 +137,7 @@ def _load(row: dict[str, str], deep: float, prompt: float) -> Work:
         gpu_count=1,
         depth=round(deep),
         prompt_tokens=round(prompt) if prompt >= 1 else 512,
-        ubatch=_ubatch(row),
+        ubatch=micro_batch(row),
     )
     if variant is None:  # EXL2, FP8 and others: the weights of the 16-bit model at their own bits
         load = work(model, replace(none.variant("f16"), runtime=row["runtime"]), placement)
@@ -163,7 +163,7 @@ def _as_measured(row: dict[str, str], model: ModelSpec, variant: Variant, load: 
     return load
 
 
-def _ubatch(row: dict[str, str]) -> int:
+def micro_batch(row: dict[str, str]) -> int:
     """llama-bench of the gpt-oss and DGX Spark tables ran with micro-batches of 2048, the others with the default."""
     wide = row["prompt_tokens"] == "2048" and ("15396" in row["source"] or "dgx-spark" in row["source"])
     return 2048 if wide else 512
