@@ -260,7 +260,6 @@ def make_rows(chosen: list[dict[str, object]], rate: str) -> Rows:
         # the tables with a threads column give it for decode; their prompts ran on all cores
         "threads": column("threads_used" if rate.startswith("decode") else "all_threads"),
         "tokens": tokens,
-        "depth": depth,
     }
     text = lambda name: [str(r[name]) for r in chosen]  # noqa: E731
     strata = [stratum(r["case"]) for r in chosen]

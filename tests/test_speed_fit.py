@@ -22,6 +22,7 @@ from planner.estimate.speed_model import coefficients, labels, unmeasured_labels
 from planner.estimate.speed_terms import Case
 from planner.estimate.speed_work import work
 from planner.models import catalog
+from planner.workflow.estimates import estimate_case
 
 GPUS = ("GeForce RTX 4090", "RTX A4000", "H100 SXM5 80 GB", "Radeon RX 7900 XTX", "Arc A770", "Tesla P40")
 CASES = st.builds(
@@ -319,6 +320,15 @@ def test_the_table_says_how_good_it_is() -> None:
     assert decode["core_median"] <= 0.1 and decode["core_mape"] <= 0.15 and decode["core_within_20"] >= 0.79
     assert prefill["core_median"] <= 0.12
     assert decode["all_median"] <= 0.13 and prefill["all_median"] <= 0.14
+
+
+def test_a_batch_case_may_name_the_runtime() -> None:
+    case = {"model": "qwen2.5-7b", "method": "gptq", "type": "4bit", "device": "A100 SXM4 80 GB"}
+    rates = {
+        runtime: estimate_case(case | extra)["speed"]["decode_tokens_per_second"]
+        for runtime, extra in (("vllm", {}), ("named", {"runtime": "vllm"}), ("slow", {"runtime": "transformers"}))
+    }
+    assert rates["vllm"] == rates["named"] > 1.5 * rates["slow"]
 
 
 @pytest.mark.slow
