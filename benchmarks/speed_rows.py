@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import cache
 
 import numpy as np
 
+from planner import methods
+from planner.core.candidate import Placement, Variant
 from planner.core.data import read_table
 from planner.core.devices import hardware_from_device
-from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class, is_ultra
+from planner.core.model import ModelSpec
+from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class, is_ultra, power_ratio
 from planner.estimate.speed_model import stratum
-from planner.estimate.speed_terms import Case, type_class
+from planner.estimate.speed_terms import Case, served_method, type_class
+from planner.estimate.speed_work import Work, work
+from planner.methods import gguf, none
+from planner.models import catalog
+from planner.models.size_model import spec_from_parameters
 
 HYBRID = re.compile(r"qwen3\.[5-9]|qwen3-next|nemotron|lfm2|falcon-h1")
 LOCALSCORE_PROMPT = 800  # mean prompt of its nine tests, 16 to 4096 tokens (https://www.localscore.ai)
@@ -56,54 +64,144 @@ def _number(text: str) -> float:
 
 
 def _old_build(row: dict[str, str]) -> bool:
-    """CUDA and ROCm builds before mid-2024, without CUDA graphs and with older kernels."""
-    return row["backend"] in ("cuda", "rocm") and row["date"][:7] <= "2024-06" and not re.search("202[56]", row["date"])
+    """Builds before mid-2024: no CUDA graphs, older kernels, attention without the flash kernels."""
+    return row["date"][:7] <= "2024-06" and not re.search("202[56]", row["date"])
+
+
+def _before_repack(row: dict[str, str]) -> bool:
+    """Builds that did not yet interleave these weights for their CPU kernels (Q4_0 from b4200, Q4_K from b4940)."""
+    return row["date"][:4] <= "2024" and type_class(row["type"]) in ("Q4_0", "Q4_K", "IQ4", "Q8_0")
 
 
 def _nuisances(row: dict[str, str]) -> tuple[str, ...]:
     names = [f"nuisance.kind.{row['kind']}"]
     if _old_build(row):
         names.append("nuisance.old_build")
-    if row["method"] == "gguf" and row["backend"] == "cuda":
+    if row["method"] == "gguf":
         if _old_build(row):
             names.append("nuisance.launch.old_build")
-        if row["kind"] == "localscore":  # a CUDA build of its own, of early 2025
-            names.append("nuisance.launch.localscore")
+        if row["kind"] == "localscore":  # a build of its own, of early 2025
+            names.append(f"nuisance.launch.localscore.{row['backend']}")
+    if row["backend"] == "cpu" and row["kind"] == "community":  # llama-bench, reported by users
+        names = []
+    if row["backend"] == "cpu" and row["kind"] == "llama-bench" and _before_repack(row):
+        names.append("nuisance.before_repack")
     if row["gpu_count"] not in ("", "1"):
         names.append("nuisance.layer_split")
     return tuple(names)
+
+
+@cache
+def _model(name: str, params: float, active: float) -> ModelSpec:
+    """The catalog's model of that name, else one of that size: what a user of the tables would get."""
+    found = catalog.lookup(name)
+    return found or spec_from_parameters(params, active if active < params else None)
+
+
+_OTHER_NAMES = {
+    "MXFP4": "MXFP4_MOE",
+    "NVFP4": "MXFP4_MOE",
+    "4BIT": "Q4_0",
+    "8BIT": "Q8_0",
+    "Q2_K_M": "Q2_K",
+    "Q6_K_M": "Q6_K",
+}
+_FLAT_BITS = 0.25  # scales and zero points of EXL2 and like formats, bits per weight
+
+
+def file_type(name: str) -> str:
+    """llama.cpp's name of the file type that a row calls ``name``."""
+    return _OTHER_NAMES.get(name.upper(), name.upper())
+
+
+def _variant(row: dict[str, str]) -> Variant | None:
+    """The variant of a row; ``None`` where qplan has no such method."""
+    method, type_ = row["method"], row["type"]
+    if method == "gguf":
+        return gguf.variant(file_type(type_))
+    if method == "none":
+        return replace(none.variant("f16"), runtime=row["runtime"])
+    if method in ("awq", "gptq", "bitsandbytes"):
+        made: Variant = methods.get(method).variant(type_, 128)
+        return replace(made, runtime=row["runtime"])
+    return None
+
+
+def _load(row: dict[str, str], deep: float, prompt: float) -> Work:
+    """What the row's run made the machine do, by the formulas that predict it."""
+    model = _model(row["model"], _number(row["params"]), _number(row["active_params"]))
+    variant = _variant(row)
+    placement = Placement(
+        context=8192,
+        gpu_layers=model.offloadable_count,
+        gpu_count=1,
+        depth=round(deep),
+        prompt_tokens=round(prompt) if prompt >= 1 else 512,
+        ubatch=micro_batch(row),
+    )
+    if variant is None:  # EXL2, FP8 and others: the weights of the 16-bit model at their own bits
+        load = work(model, replace(none.variant("f16"), runtime=row["runtime"]), placement)
+        digits = row["type"].removesuffix("bit")
+        bits = float(digits) if re.fullmatch(r"[\d.]+", digits) else 4.0
+        bits += 0 if row["method"] == "fp8" else _FLAT_BITS
+        return replace(load, gpu_bytes=load.gpu_bytes * bits / 16, streamed_bytes=load.streamed_bytes * bits / 16)
+    load = work(model, variant, placement)
+    if catalog.lookup(row["model"]) is None:  # the name still tells what the size does not
+        load = replace(load, hybrid=bool(HYBRID.search(row["model"])), gemma=row["model"].startswith("gemma"))
+    return _as_measured(row, model, variant, load)
+
+
+def _as_measured(row: dict[str, str], model: ModelSpec, variant: Variant, load: Work) -> Work:
+    """Files that are larger than their type: gpt-oss with F16 beside its experts, and the widened mixes of Unsloth."""
+    if row["kind"] != "llama-bench" or row["method"] != "gguf":
+        return load
+    extra = _number(row["file_bytes"]) - sum(gguf.tensor_bytes(model, variant))
+    if row["model"].startswith("gpt-oss") and variant.type == "MXFP4_MOE" and extra > 5e8:
+        return replace(load, gpu_bytes=load.gpu_bytes + extra, streamed_bytes=load.streamed_bytes + extra)
+    if not load.moe and catalog.lookup(row["model"]) and extra > 0.04 * load.weight_bytes:
+        return replace(load, gpu_bytes=load.gpu_bytes + extra, streamed_bytes=load.streamed_bytes + extra)
+    return load
+
+
+def micro_batch(row: dict[str, str]) -> int:
+    """llama-bench of the gpt-oss and DGX Spark tables ran with micro-batches of 2048, the others with the default."""
+    wide = row["prompt_tokens"] == "2048" and ("15396" in row["source"] or "dgx-spark" in row["source"])
+    return 2048 if wide else 512
 
 
 def _parse(row: dict[str, str]) -> dict[str, object]:
     hardware = hardware_from_device(row["device"], backend=row["backend"] if row["backend"] != "mlx" else "metal")
     gpu = hardware.gpus[0] if hardware.gpus and row["backend"] != "cpu" else None
     chip = chip_class(gpu) if gpu else cpu_class(hardware.cpu)
-    params, layers = _number(row["active_params"]), _number(row["n_layer"])
     threads = _number(row["threads"])
     prompt = LOCALSCORE_PROMPT if row["kind"] == "localscore" else _number(row["prompt_tokens"])
     generated = _number(row["generated_tokens"])
-    depth = _number(row["depth"]) + (generated / 2 if generated == generated else 64)
+    deep = (_number(row["depth"]) if row["depth"] else 0.0) + (generated / 2 if generated == generated else 64)
+    load = _load(row, deep, prompt)
     case = Case(
         backend=row["backend"],
         chip=chip,
         type_class=type_class(row["type"]),
-        moe=row["moe"] == "1",
-        hybrid=bool(HYBRID.search(row["model"])),
-        gemma=row["model"].startswith("gemma"),
+        moe=load.moe,
+        hybrid=load.hybrid,
+        gemma=load.gemma,
         ultra=gpu is not None and is_ultra(gpu),
+        flash=row["flash_attention"] not in ("0", "False") and not _old_build(row),
         runtime=row["runtime"],
-        method=row["method"],
+        method=served_method(row["method"], row["type"]),
     )
     return row | {
         "case": case,
+        "load": load,
+        "gpu": gpu,
+        "hardware": hardware,
         "bandwidth": (gpu.bandwidth_bytes_per_second if gpu else hardware.memory.bandwidth_bytes_per_second),
         "compute": (compute_rate(gpu, chip) if gpu else None),
+        "power": (power_ratio(gpu, compute_rate(gpu, chip) or 0.0) if gpu and compute_rate(gpu, chip) else 1.0),
         "matrix": gpu.fp16_flops_per_second if gpu else None,
         "threads_used": threads if threads == threads else float(hardware.cpu.inference_threads()),
         "all_threads": float(hardware.cpu.inference_threads()),
         "prompt": prompt,
-        "deep": depth,
-        "width": (params / 12 / layers) ** 0.5,  # hidden size of a Llama-shaped model: 12 * n_embd**2 per layer
         "nuisances": _nuisances(row),
     }
 
@@ -134,23 +232,34 @@ def make_rows(chosen: list[dict[str, object]], rate: str) -> Rows:
     def column(name: str) -> np.ndarray:
         return np.array([np.nan if r[name] in (None, "") else float(r[name]) for r in chosen])
 
-    moe = np.array([r["case"].moe for r in chosen])
+    loads: list[Work] = [r["load"] for r in chosen]  # type: ignore[misc]
+
+    def load(name: str) -> np.ndarray:
+        return np.array([float(getattr(w, name)) for w in loads])
+
+    bench = np.array([r["kind"] == "llama-bench" for r in chosen])
+    depth, tokens = np.nan_to_num(column("depth")), column("prompt")
+    # llama-bench with a depth reads its prompt on top of it: each token then sees the depth besides half the prompt
+    deeper = np.where(bench, 1 + depth / np.maximum(tokens / 2, 1), 1.0)
     x = {
-        "weight_bytes": column("read_bytes"),
-        "file_bytes": column("file_bytes"),
-        "params": column("active_params"),
-        "total_params": column("params"),
-        "layers": column("n_layer"),
+        "weight_bytes": load("weight_bytes"),
+        "streamed": load("streamed_bytes"),
+        "params": load("params"),
+        "output_params": load("output_params"),
+        "expert_params": load("expert_params"),
+        "expert_rows": load("expert_rows"),
+        "layers": load("layers"),
+        "kv_bytes": load("kv_bytes"),
+        "query_group": load("query_group"),
+        "passes": load("passes"),
+        "attention": load("attention_operations") * np.where(np.isfinite(deeper), deeper, 1.0),
         "bandwidth": column("bandwidth"),
         "compute": column("compute"),
+        "power": column("power"),
         "matrix": column("matrix"),
         # the tables with a threads column give it for decode; their prompts ran on all cores
         "threads": column("threads_used" if rate.startswith("decode") else "all_threads"),
-        "tokens": column("prompt"),
-        "kv_bytes": column("kv_bytes_per_token") * column("deep"),
-        "depth": column("depth"),
-        "width": column("width"),
-        "moe": moe,
+        "tokens": tokens,
     }
     text = lambda name: [str(r[name]) for r in chosen]  # noqa: E731
     strata = [stratum(r["case"]) for r in chosen]

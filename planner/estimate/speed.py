@@ -12,7 +12,7 @@ from planner.core.measurement import DECODE, PREFILL, Calibration
 from planner.core.model import ModelSpec
 from planner.estimate import speed_formula, speed_measured, speed_published
 from planner.estimate.speed_formula import Site, Timing
-from planner.estimate.speed_model import device_factor, document, interval, stratum
+from planner.estimate.speed_model import device_factor, document, interval, stratum, unmeasured_labels
 from planner.estimate.speed_work import Work, work
 
 _Z80 = 1.2816
@@ -153,9 +153,8 @@ def _fitted(load: Work, timing: Timing, where: Site, quantity: str) -> Predictio
     value = _rate(load, timing, quantity)
     device = where.gpus[0].device if where.gpus else None
     factor = None if timing.split or len(where.gpus) != 1 else device_factor(timing.fit, device, timing.case.backend)
-    label = stratum(timing.case)
-    labels = ("split",) if timing.split else ("known-device", label) if factor is not None else (label,)
-    low, high = interval(timing.fit, *labels)
+    labels = unmeasured_labels(timing.fit, timing.case) if factor is None else ("known-device", stratum(timing.case))
+    low, high = interval(timing.fit, *(("split",) if timing.split else labels))
     if where.bandwidth_assumed and (timing.split or not where.gpus):
         low, high = low - log(ASSUMED_SPREAD), high + log(ASSUMED_SPREAD)
     value *= factor or 1.0

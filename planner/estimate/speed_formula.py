@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.core.candidate import Placement, Variant
-from planner.core.hardware import ASSUMED, Gpu, HardwareProfile
+from planner.core.hardware import ASSUMED, Cpu, Gpu, HardwareProfile
 from planner.estimate import speed_terms
 from planner.estimate.memory import gpu_shares
-from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class, is_ultra
+from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class, is_ultra, power_ratio
 from planner.estimate.speed_model import coefficients, document
 from planner.estimate.speed_terms import Case, type_class
 from planner.estimate.speed_work import Work
@@ -28,7 +28,18 @@ pinned and the driver copies them first. From the five partly offloaded dense ru
 PAGEABLE_EXPERT_BYTES_PER_SECOND = 15.4e9
 """The same for experts, whose tensors are larger: 13.7-16.9 GB/s in the three runs of a mixture."""
 TENSOR_PARALLEL_EFFICIENCY = 0.8
-"""Share of the ideal speed-up over several GPUs. An assumption, not yet fitted."""
+"""Share of the ideal speed-up of prefill over several GPUs. An assumption, not yet fitted."""
+PIPELINE_SHARE = 0.8
+"""Share of a perfect pipeline's saving that several GPUs reach with llama.cpp: prompts of 8192 tokens of Llama 3 8B on
+two, four and six RTX 3090 took 0.77, 0.46 and 0.33 times what the formula gives for one, the perfect pipeline 0.53,
+0.30 and 0.21, and one GPU of those builds (2024-05, without flash attention) about 1.1 times what it gives
+(https://github.com/XiongjieDai/GPU-Benchmarks-on-LLM-Inference)."""
+NVLINK_LAYER_SECONDS, PCIE_LAYER_SECONDS = 4e-5, 5e-4
+"""What the two sums over all GPUs cost per layer and token with tensor parallelism. NVLink: Llama-2-70B in gpt-fast on
+2, 4 and 8 A100 took 46.9, 26.3 and 16.0 ms, which is 82.4 ms over their number and 5.7 ms, or 71 us a layer, 30 of
+them launches (gpt-fast README). PCIe: CodeLlama-34B in vLLM on 4 and 8 A10G took 60.0 and 42.6 ms in 16 bits, on 2 and
+4 of them 42.2 and 33.5 ms with AWQ: 525 and 517 us a layer (https://github.com/mlc-ai/llm-perf-bench, 2023-10)."""
+_NVLINK_CHIPS = frozenset({"volta", "ga100", "hopper", "gb100"})
 
 CPU_LAYER_SECONDS = 39e-6
 """Threads meet at a barrier after every node of the graph: what one layer costs beside its weights. From decoding the
@@ -81,12 +92,19 @@ def site(placement: Placement, hardware: HardwareProfile) -> Site:
     return Site(
         gpus=used,
         host_bandwidth=hardware.memory.bandwidth_bytes_per_second,
-        host_threads=placement.threads or hardware.cpu.inference_threads(),
+        host_threads=_useful_threads(placement.threads, hardware.cpu),
         host_class=cpu_class(hardware.cpu),
         tensor_parallel=max(1, placement.tensor_parallel),
         shares=gpu_shares(placement, used),
         bandwidth_assumed=(hardware.memory.bandwidth_basis or "").startswith(ASSUMED),
     )
+
+
+def _useful_threads(asked: int | None, cpu: Cpu) -> int:
+    """Threads that add speed: the asked ones up to one for each physical core, else llama.cpp's best choice."""
+    if asked is None:
+        return cpu.inference_threads()
+    return min(asked, cpu.physical_core_count or cpu.logical_core_count or asked)
 
 
 def gpu_case(work: Work, variant: Variant, gpu: Gpu) -> Case:
@@ -99,6 +117,7 @@ def gpu_case(work: Work, variant: Variant, gpu: Gpu) -> Case:
         hybrid=work.hybrid,
         gemma=work.gemma,
         ultra=is_ultra(gpu),
+        flash=work.flash,
         runtime=variant.runtime,
         method=variant.method,
     )
@@ -131,7 +150,7 @@ def prefill(work: Work, variant: Variant, where: Site) -> Timing | None:
         return _cpu_prefill(work, variant, where, share=1.0)
     parts = [_gpu_prefill(work, variant, gpu, share) for gpu, share in where.shared()]
     if not work.host_bytes:
-        return _joined(parts, None)
+        return _pipelined(_joined(parts, None), parts, work.passes)
     return _split_prefill(work, variant, where, parts)
 
 
@@ -151,6 +170,18 @@ def _joined(parts: list[Timing | None], host: Timing | None, crossings: int = 1)
         case=known[0].case,
         fit=known[0].fit,
         split=True,
+    )
+
+
+def _pipelined(total: Timing | None, parts: list[Timing | None], passes: int) -> Timing | None:
+    """Several GPUs read a prompt of several micro-batches as a pipeline: the first goes through all, then each further
+    one takes as long as the slowest GPU needs for its layers."""
+    if total is None or len(parts) < 2 or passes < 2:
+        return total
+    slowest = max(part.seconds for part in parts if part is not None)
+    saved = PIPELINE_SHARE * (passes - 1) / passes * (total.seconds - slowest)
+    return replace(
+        total, seconds=total.seconds - saved, terms=(*total.terms, ("saved by working at the same time", -saved, "s"))
     )
 
 
@@ -238,21 +269,26 @@ def _gpu_prefill(work: Work, variant: Variant, gpu: Gpu, share: float) -> Timing
     layers = work.gpu_layers * share
     matmul, attention, launches = speed_terms.gpu_prefill_seconds(
         tokens=work.prompt,
-        params=work.params * work.gpu_share * share,
+        params=(work.params - work.output_params) * work.gpu_share * share,
+        expert_params=work.expert_params * work.gpu_share * share,
+        expert_rows=work.expert_rows,
         layers=layers,
         streamed_bytes=max(0.0, work.streamed_bytes - work.host_streamed_bytes) * share,
         passes=work.passes,
         attention_operations=work.attention_operations * layers / work.layers,
         bandwidth=bandwidth,
         compute=compute,
+        power=(power := power_ratio(gpu, compute)),
         k=k,
     )
     return Timing(
         seconds=matmul + attention + launches,
         terms=(
             ("prompt", float(work.prompt), "tokens"),
-            ("weights multiplied per token", work.params * share, ""),
-            ("arithmetic rate", compute * k["matmul"], "FLOP/s"),
+            ("weights multiplied per token", (work.params - work.output_params) * work.gpu_share * share, ""),
+            *_expert_terms(work, k),
+            ("what the power limit leaves", power ** k["power"], "x"),
+            ("arithmetic rate", speed_terms.matrix_rate(compute, power, k), "FLOP/s"),
             ("matrix products", matmul, "s"),
             ("attention", attention, "s"),
             ("kernel launches", launches, "s"),
@@ -263,23 +299,42 @@ def _gpu_prefill(work: Work, variant: Variant, gpu: Gpu, share: float) -> Timing
     )
 
 
+def _expert_terms(work: Work, k: dict[str, float]) -> Terms:
+    """How badly a few rows each fill the matrix products of experts."""
+    if not work.expert_rows:
+        return ()
+    return (
+        ("of them in experts", work.expert_params, ""),
+        ("rows of each expert", work.expert_rows, ""),
+        ("rows that go unused beside them", k["expert_rows"], ""),
+    )
+
+
 def _cpu_prefill(work: Work, variant: Variant, where: Site, share: float) -> Timing | None:
+    if not where.host_bandwidth:
+        return None
     case = cpu_case(work, variant, where)
     k = coefficients("cpu_prefill", case)
     matmul, attention = speed_terms.cpu_prefill_seconds(
         tokens=work.prompt,
-        params=work.params * share,
+        params=(work.params - work.output_params) * share,
         attention_operations=work.attention_operations * share,
         threads=where.host_threads,
+        streamed_bytes=work.streamed_bytes * share,
+        passes=work.passes,
+        bandwidth=where.host_bandwidth,
         k=k,
     )
+    barriers = work.passes * work.layers * share * CPU_LAYER_SECONDS
     return Timing(
-        seconds=matmul + attention,
+        seconds=matmul + attention + barriers,
         terms=(
             ("prompt", float(work.prompt), "tokens"),
-            ("host arithmetic rate", where.host_threads * k["matmul"], "FLOP/s"),
+            ("threads", float(where.host_threads), ""),
+            ("host arithmetic rate of 8 threads", speed_terms.THREADS * k["matmul"], "FLOP/s"),
             ("host matrix products", matmul, "s"),
             ("host attention", attention, "s"),
+            ("waiting at barriers", barriers, "s"),
         ),
         bound_by="compute",
         case=case,
@@ -311,18 +366,16 @@ def _split_prefill(work: Work, variant: Variant, where: Site, parts: list[Timing
 
 
 def _all_on_gpu(work: Work) -> Work:
-    from dataclasses import replace
-
     return replace(work, gpu_bytes=work.weight_bytes, host_bytes=0.0, host_streamed_bytes=0.0, gpu_layers=work.layers)
 
 
 def _serving_case(work: Work, variant: Variant, gpu: Gpu) -> Case:
-    from dataclasses import replace
-
     runtime = "exllama" if variant.runtime.startswith("exllama") else variant.runtime
     if f"layer_seconds.{runtime}" not in document()["serving_decode"]["factors"]:
         runtime = "transformers" if runtime in _EAGER else "vllm"
-    return replace(gpu_case(work, variant, gpu), runtime=runtime, type_class="", hybrid=False, gemma=False, ultra=False)
+    method = speed_terms.served_method(variant.method, variant.type)
+    made = gpu_case(work, variant, gpu)
+    return replace(made, runtime=runtime, method=method, type_class="", hybrid=False, gemma=False, ultra=False)
 
 
 def _serving_decode(work: Work, variant: Variant, where: Site) -> Timing | None:
@@ -334,13 +387,15 @@ def _serving_decode(work: Work, variant: Variant, where: Site) -> Timing | None:
     weights, launches, cache = speed_terms.serving_decode_seconds(
         weight_bytes=work.weight_bytes,
         layers=work.layers,
-        kv_bytes=work.kv_bytes,
+        kv_bytes=work.kv_bytes * (work.query_group if speed_terms.copies_cache(case.runtime) else 1.0),
         bandwidth=gpu.bandwidth_bytes_per_second,
         k=k,
     )
-    ways = _parallel(where)
+    ways = float(min(where.tensor_parallel, len(where.gpus)))
+    link = NVLINK_LAYER_SECONDS if case.chip in _NVLINK_CHIPS else PCIE_LAYER_SECONDS
+    sums = work.layers * link if ways > 1 else 0.0
     return Timing(
-        seconds=(weights + cache) / ways + launches,
+        seconds=(weights + cache) / ways + launches + sums,
         terms=(
             ("weights read per token", work.weight_bytes, "B"),
             ("bandwidth", gpu.bandwidth_bytes_per_second, "B/s"),
@@ -348,11 +403,18 @@ def _serving_decode(work: Work, variant: Variant, where: Site) -> Timing | None:
             ("weights", weights / ways, "s"),
             ("kernel launches", launches, "s"),
             ("KV cache", cache / ways, "s"),
+            *((("sums over the GPUs", sums, "s"),) if sums else ()),
         ),
-        bound_by="launch overhead" if launches > weights / ways else "GPU bandwidth",
+        bound_by=_served_bound(weights / ways, cache / ways, launches, sums),
         case=case,
         fit="serving_decode",
     )
+
+
+def _served_bound(weights: float, cache: float, launches: float, sums: float) -> str:
+    """What takes longest of a token."""
+    names = {sums: "link", launches: "launch overhead", cache: "KV cache reads", weights: "GPU bandwidth"}
+    return names[max(names)]
 
 
 def _serving_prefill(work: Work, variant: Variant, where: Site) -> Timing | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
+from planner.core.device_table import find
 from planner.core.hardware import Cpu, Gpu
 
 # Typical boost clock in GHz per generation (vendor specifications, TechPowerUp 2025-12; Apple: measured GPU clocks
@@ -11,6 +13,8 @@ from planner.core.hardware import Cpu, Gpu
 CLOCK_GHZ = {
     "maxwell": 1.1,
     "pascal": 1.7,
+    "gp100": 1.4,
+    "tu116": 1.7,
     "volta": 1.45,
     "turing": 1.7,
     "ga100": 1.41,
@@ -42,6 +46,9 @@ CLOCK_GHZ = {
 # Dense FP16 matrix rate over nominal FP32 rate, for devices whose core count is not published (H20, Instinct).
 _MATRIX_RATIO = {"hopper": 17.7, "ga100": 16.0, "cdna": 8.0, "volta": 8.0, "gb100": 30.0}
 
+REFERENCE_WATTS = 10.0
+"""Watts per nominal FP32 TFLOP/s to which :func:`power_ratio` is 1: about a GeForce RTX 3090."""
+
 _APPLE_ALUS = 128
 """FP32 lanes of an Apple GPU core."""
 
@@ -70,6 +77,10 @@ _PATTERNS = (
 def chip_class(gpu: Gpu) -> str:
     """The generation of ``gpu``: ``ada``, ``m2``, ``rdna3`` …; ``unknown`` where nothing tells."""
     architecture, capability = (gpu.architecture or gpu.name).lower(), gpu.compute_capability or ""
+    if capability == "6.0":
+        return "gp100"  # no 8-bit dot product
+    if capability == "7.5" and re.search(r"gtx 16|t1200|t600|t400|t1000", (gpu.device or gpu.name).lower()):
+        return "tu116"  # Turing without matrix units
     if "ampere" in architecture or "blackwell" in architecture:
         special = {"8.0": "ga100", "8.7": "orin", "10.0": "gb100", "10.3": "gb100", "11.0": "spark", "12.1": "spark"}
         return special.get(capability, "ampere" if "ampere" in architecture else "blackwell")
@@ -100,15 +111,46 @@ def compute_rate(gpu: Gpu, chip: str) -> float | None:
     return None
 
 
+def power_ratio(gpu: Gpu, compute: float) -> float:
+    """Watts per nominal operation against a card that they never slow down much; 1 where the power is unknown.
+
+    Matrix products run into the power limit: an L4 (72 W) or a laptop's chip never reaches the clock that ``compute``
+    is made of. The exponent is fitted.
+    """
+    watts = None if gpu.unified_memory else _watts(gpu.device)
+    return watts / (compute / 1e12) / REFERENCE_WATTS if watts else 1.0
+
+
+@cache
+def _watts(device: str | None) -> float | None:
+    row = find(device) if device else None
+    return None if row is None else row.tdp_watts
+
+
 def cpu_class(cpu: Cpu) -> str:
-    """What decides a core's rate: ``avx512``, ``avx2``, ``x86``, ``apple``, ``dotprod``, ``neon`` or ``riscv``."""
+    """What decides a core's rate.
+
+    ``avx512`` (with its 8-bit dot products), ``avx2``, ``x86``, ``apple``, ``i8mm``, ``dotprod``, ``neon``,
+    ``inorder`` (Cortex-A53 and A55 alone) or ``riscv``.
+    """
     simd = set(cpu.simd)
     if "apple" in (cpu.vendor or "").lower() or cpu.model.lower().startswith("apple"):
         return "apple"
     if cpu.architecture == "x86_64":
-        if simd & {"avx512f", "avx512_vnni", "avx512vl"}:
+        if "avx512_vnni" in simd:
             return "avx512"
         return "avx2" if "avx2" in simd else "x86"
     if cpu.architecture.startswith("riscv"):
         return "riscv"
+    cores = f"{cpu.model} {_architecture(cpu.device)}"
+    if re.search(r"A5[35]\b", cores) and not re.search(r"A7\d|A78|X\d", cores):
+        return "inorder"
+    if "i8mm" in simd:
+        return "i8mm"
     return "dotprod" if simd & {"dotprod", "asimddp"} else "neon"
+
+
+@cache
+def _architecture(device: str | None) -> str:
+    row = find(device) if device else None
+    return "" if row is None else row.architecture

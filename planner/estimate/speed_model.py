@@ -45,6 +45,29 @@ def stratum(case: Case) -> str:
     return f"{group}-moe" if case.moe else group
 
 
+FEW = 3
+"""Devices of its generation that must have been measured for a generation to have an interval of its own."""
+
+
+def generation(case: Case) -> str:
+    """What devices share whose measurements tell most about one another: the chip and the back end."""
+    return f"{case.chip}|{case.backend}"
+
+
+def labels(case: Case, siblings: int) -> tuple[str, ...]:
+    """Names of the intervals that suit ``case``, most special first; ``siblings`` devices of its generation are known.
+
+    Where there are few, the generation's own factors are hardly known, and the next device lies farther off.
+    """
+    group = stratum(case)
+    return (f"{group}-few", "few", group) if siblings < FEW else (group,)
+
+
+def unmeasured_labels(fit: str, case: Case) -> tuple[str, ...]:
+    """:func:`labels` of a device that nobody measured."""
+    return labels(case, int(document()[fit].get("generations", {}).get(generation(case), 0)))
+
+
 def interval(fit: str, *labels: str) -> tuple[float, float]:
     """10 % and 90 % quantiles of log(measured / predicted): of the first label that has them, else of all rows."""
     table = document()[fit]["interval"]

@@ -34,10 +34,16 @@ class Case:
     """Gemma: four norms and soft-capping per layer, so more kernels."""
     ultra: bool = False
     """Two dies that share memory (Apple Ultra)."""
+    flash: bool = True
+    """Flash attention: the cache is read in one kernel."""
     runtime: str = "llama.cpp"
     method: str = "gguf"
 
 
+THREADS = 8.0
+"""Threads for which the rate of a CPU's matrix products is fitted."""
+_LEAST_ROWS = 1e-9
+"""Keeps the division defined where there are no experts."""
 _WIDE = ("ga100", "hopper")
 """Chips whose matrix units are 16 times as wide as their FP32 ones: cuBLAS fills them, unpacking kernels do not."""
 _TYPE_CLASSES = {
@@ -98,7 +104,7 @@ def gpu_decode_roles(case: Case) -> Roles:
             *_flags(case, "layer_seconds"),
         ),
         "token_seconds": (f"token_seconds.{b}",),
-        "kv_efficiency": (f"kv_efficiency.{b}",),
+        "kv_efficiency": (f"kv_efficiency.{b}", *(() if case.flash else ("kv_efficiency.plain",))),
     }
 
 
@@ -140,12 +146,14 @@ def gpu_prefill_roles(case: Case) -> Roles:
             f"matmul.chip.{c}",
             f"matmul.{b}.{c}",
             f"matmul.type.{case.type_class}",
+            f"matmul.{b}.type.{case.type_class}",
             *(("matmul.wide.F16",) if c in _WIDE and case.type_class in ("F16", "BF16") else ()),
-            *((f"matmul.moe.{b}",) if case.moe else ()),
             *_flags(case, "matmul"),
         ),
+        "expert_rows": (f"expert_rows.{b}",),
+        "power": ("power",),
         "stream": (f"stream.{b}",),
-        "attention": (f"attention.{b}",),
+        "attention": (f"attention.{b}", *(() if case.flash else ("attention.plain",))),
         "pass_seconds": (f"pass_seconds.{b}",),
         "layer_seconds": (f"layer_seconds.{b}",),
     }
@@ -155,32 +163,48 @@ def gpu_prefill_seconds(
     *,
     tokens: float,
     params: float,
+    expert_params: float,
+    expert_rows: float,
     layers: float,
     streamed_bytes: float,
     passes: float,
     attention_operations: float,
     bandwidth: float,
     compute: float,
+    power: float,
     k: dict[str, float],
 ) -> tuple[float, float, float]:
     """Seconds to read a prompt on a GPU: (matrix products, attention, launches).
 
+    An expert gets a few rows of each micro-batch, which fill the tiles of its matrix product badly: n rows take as
+    long as n + ``k["expert_rows"]`` would at the full rate.
+
     Args:
         tokens: length of the prompt.
-        params: weights multiplied per token.
+        params: weights multiplied per token, without the output matrix.
+        expert_params: those of ``params`` in routed experts.
+        expert_rows: tokens of a micro-batch that each expert gets.
         layers: blocks.
         streamed_bytes: weights read per pass; all experts of a mixture.
         passes: micro-batches.
         attention_operations: multiply-adds (counted as two) over the cache, all layers.
         bandwidth: nominal bytes per second.
         compute: nominal FP32 operations per second.
+        power: watts per operation, see :func:`planner.estimate.speed_hardware.power_ratio`.
         k: coefficients by role.
     """
-    matmul = 2 * params * tokens / (compute * k["matmul"])
+    rate = matrix_rate(compute, power, k)
+    filling = expert_params * k["expert_rows"] / (expert_rows + _LEAST_ROWS)
+    matmul = 2 * (params + filling) * tokens / rate
     stream = passes * streamed_bytes / (bandwidth * k["stream"])
-    attention = attention_operations / (compute * k["matmul"] * k["attention"])
+    attention = attention_operations / (rate * k["attention"])
     launches = passes * (layers * k["layer_seconds"] + k["pass_seconds"])
     return (matmul**2 + stream**2) ** 0.5, attention, launches
+
+
+def matrix_rate(compute: float, power: float, k: dict[str, float]) -> float:
+    """Operations per second that matrix products reach."""
+    return compute * k["matmul"] * power ** k["power"]
 
 
 def cpu_roles(case: Case) -> Roles:
@@ -198,6 +222,8 @@ def cpu_roles(case: Case) -> Roles:
             f"matmul.{c}.type.{t}",
             *(("matmul.moe",) if case.moe else ()),
         ),
+        "scaling": ("scaling",),
+        "stream": ("stream",),
     }
 
 
@@ -217,12 +243,30 @@ def cpu_decode_seconds(
 
 
 def cpu_prefill_seconds(
-    *, tokens: float, params: float, attention_operations: float, threads: float, k: dict[str, float]
+    *,
+    tokens: float,
+    params: float,
+    attention_operations: float,
+    threads: float,
+    streamed_bytes: float,
+    passes: float,
+    bandwidth: float,
+    k: dict[str, float],
 ) -> tuple[float, float]:
-    """Seconds to read a prompt on a CPU: (matrix products, attention)."""
-    rate = threads * k["matmul"]
+    """Seconds to read a prompt on a CPU: (matrix products, attention).
+
+    More threads help less and less: barriers, shared caches and a lower clock.
+    """
+    rate = k["matmul"] * THREADS * (threads / THREADS) ** k["scaling"]
+    matmul = 2 * params * tokens / rate
+    stream = passes * streamed_bytes / (bandwidth * k["stream"])
     # attention runs in FP16/FP32 without the packed kernels: taken at half the rate of the matrix products
-    return 2 * params * tokens / rate, 2 * attention_operations / rate
+    return (matmul**2 + stream**2) ** 0.5, 2 * attention_operations / rate
+
+
+def served_method(method: str, type_: str) -> str:
+    """The method as its kernels tell it apart: LLM.int8() splits every product and is far slower than NF4."""
+    return f"{method}-int8" if method == "bitsandbytes" and type_ == "int8" else method
 
 
 def serving_roles(case: Case) -> Roles:
@@ -255,13 +299,20 @@ def serving_decode_seconds(
     """Seconds of one token in vLLM, transformers, ExLlama …: (weights, what launches add, KV cache).
 
     Where Python launches every kernel (transformers) the GPU works behind it, so the longer of the two decides;
-    with CUDA graphs (vLLM) the cost per layer adds to the weights.
+    with CUDA graphs (vLLM) the cost per layer adds to the weights. ``kv_bytes`` is what the attention reads: in
+    transformers the cache is copied out to every query head first.
     """
     weights = weight_bytes / (bandwidth * k["efficiency"])
+    cache = kv_bytes / (bandwidth * k["kv_efficiency"])
     launches = layers * k["layer_seconds"] + k["token_seconds"]
     q = k["overlap"]
-    both = (weights**q + launches**q) ** (1 / q)
-    return weights, both - weights, kv_bytes / (bandwidth * k["kv_efficiency"])
+    both = ((weights + cache) ** q + launches**q) ** (1 / q)
+    return weights, both - weights - cache, cache
+
+
+def copies_cache(runtime: str) -> bool:
+    """Whether ``runtime`` copies the cache out to every query head (``repeat_kv`` in transformers)."""
+    return runtime == "transformers"
 
 
 def serving_prefill_seconds(

@@ -46,6 +46,16 @@ class Work:
     moe: bool
     hybrid: bool
     gemma: bool
+    output_params: float = 0.0
+    """The part of ``params`` in the output matrix: a prompt uses it for its last token only."""
+    expert_params: float = 0.0
+    """The part of ``params`` in routed experts."""
+    query_group: float = 1.0
+    """Query heads that share one head of the cache."""
+    flash: bool = True
+    """Flash attention is on."""
+    expert_rows: float = 0.0
+    """Tokens of one micro-batch that each expert gets if they spread evenly; 0 without experts."""
 
     @property
     def weight_bytes(self) -> float:
@@ -58,10 +68,38 @@ class Work:
         return self.gpu_bytes / self.weight_bytes if self.weight_bytes else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What of a model's shape the load needs, counted once."""
+
+    params: float
+    output_params: float
+    expert_params: float
+    expert_share: float
+    """Used over all experts; 0 without."""
+    hybrid: bool
+    gemma: bool
+    query_group: float
+
+
 @lru_cache(_CACHE)
-def _shape(model: ModelSpec) -> tuple[int, bool, bool]:
-    hybrid = any(layer.kind == "recurrent" for layer in model.attention)
-    return model.active_parameter_count, hybrid, model.architecture.startswith("gemma")
+def _shape(model: ModelSpec) -> _Shape:
+    experts = sum(t.element_count * model.routed_fraction(t) for t in model.tensors if "_exps" in t.name)
+    mixture = model.mixture
+    return _Shape(
+        params=float(model.active_parameter_count),
+        output_params=float(model.n_embd * model.n_vocab),
+        expert_params=float(experts) if mixture else 0.0,
+        expert_share=mixture.expert_used_count / mixture.expert_count if mixture else 0.0,
+        hybrid=any(layer.kind == "recurrent" for layer in model.attention),
+        gemma=model.architecture.startswith("gemma"),
+        query_group=_query_group(model),
+    )
+
+
+def _query_group(model: ModelSpec) -> float:
+    layers = [layer for layer in model.attention if layer.kind in ("full", "sliding") and layer.head_count_kv]
+    return sum(layer.head_count / layer.head_count_kv for layer in layers) / len(layers) if layers else 1.0
 
 
 @lru_cache(_CACHE)
@@ -107,13 +145,13 @@ def work(model: ModelSpec, variant: Variant, placement: Placement) -> Work:
     gpu_bytes, host_bytes = bytes_read_per_token(model, variant, placement)
     host_layers = max(0, model.offloadable_count - placement.gpu_layers)
     expert_layers = max(0, weights.expert_layers(model, placement) - host_layers) if variant.format == "gguf" else 0
-    params, hybrid, gemma = _shape(model)
+    shape = _shape(model)
     prompt = max(1, placement.prompt_tokens)
     ubatch = max(1, min(placement.ubatch, placement.batch))
     return Work(
         gpu_bytes=float(gpu_bytes),
         host_bytes=float(host_bytes),
-        params=float(params),
+        params=shape.params,
         layers=model.n_layer,
         gpu_layers=max(0, min(placement.gpu_layers, model.n_layer)),
         kv_bytes=_kv_bytes(model, placement.depth, placement.kv_type),
@@ -124,8 +162,13 @@ def work(model: ModelSpec, variant: Variant, placement: Placement) -> Work:
         crossings=expert_layers + (host_bytes > 0 and 0 < host_layers <= model.n_layer),
         attention_operations=_attention_operations(model, prompt),
         moe=model.mixture is not None,
-        hybrid=hybrid,
-        gemma=gemma,
+        hybrid=shape.hybrid,
+        gemma=shape.gemma,
+        output_params=shape.output_params,
+        expert_params=shape.expert_params,
+        query_group=shape.query_group,
+        flash=placement.flash_attention,
+        expert_rows=min(prompt, ubatch) * shape.expert_share,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -112,12 +113,14 @@ def _variant(case: Case) -> Variant:
     method = _text(case, "method", "gguf")
     methods.row(method)
     group = case.get("group_size")
-    return _made_variant(
+    made = _made_variant(
         method,
         _text(case, "type", DEFAULT_TYPES.get(method, "")),
         None if group is None else _whole(case, "group_size", DEFAULT_GROUP_SIZE),
         _switch(case, "imatrix", False),
     )
+    runtime = case.get("runtime")
+    return made if runtime is None or method == "gguf" else _run_by(made, _text(case, "runtime", ""))
 
 
 @lru_cache(maxsize=1024)
@@ -129,6 +132,12 @@ def _made_variant(method: str, type_: str, group_size: int | None, imatrix: bool
     module: Any = methods.get(method)
     made: Variant = module.variant(type_.lower(), DEFAULT_GROUP_SIZE if group_size is None else group_size)
     return made
+
+
+@lru_cache(maxsize=256)
+def _run_by(variant: Variant, runtime: str) -> Variant:
+    """The same artifact under another program: ``vllm``, ``transformers``, ``exllama`` …"""
+    return replace(variant, runtime=runtime.lower())
 
 
 def _placement(case: Case, model: ModelSpec, hardware: HardwareProfile, variant: Variant) -> Placement:
