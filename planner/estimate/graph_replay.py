@@ -121,19 +121,22 @@ class _Buffer:
     def _replay(self, segment: Segment, layer: int) -> None:
         for slot, key in segment.weights:
             self.bytes_of[slot] = -(-self.weight_bytes(layer, key) // self.alignment) * self.alignment
-        bytes_of, where, free = self.bytes_of, self.where, self._free
+        bytes_of, where = self.bytes_of, self.where
         starts, lengths, peak = self.starts, self.lengths, self.peak
         for event in segment.events:
             if event < 0:
-                if bytes_of[~event]:
-                    free(where[~event], bytes_of[~event])
+                if size := bytes_of[~event]:
+                    _free(starts, lengths, where[~event], size)
                 continue
             # best fit, the endless block only if no other fits (``ggml_dyn_tallocr_alloc``)
             size = bytes_of[event]
-            best, best_length = -1, _ENDLESS >> 1
-            for i, length in enumerate(lengths):
-                if size <= length <= best_length:
-                    best, best_length = i, length
+            if len(lengths) == 1:
+                best = 0
+            else:
+                best, best_length = -1, _ENDLESS >> 1
+                for i, length in enumerate(lengths):
+                    if size <= length <= best_length:
+                        best, best_length = i, length
             where[event] = start = starts[best]
             if lengths[best] == size:
                 del starts[best], lengths[best]
@@ -144,20 +147,20 @@ class _Buffer:
                     peak = end
         self.peak = peak
 
-    def _free(self, start: int, size: int) -> None:
-        """Return a block and join it with its neighbours (``ggml_dyn_tallocr_free_bytes``)."""
-        starts, lengths = self.starts, self.lengths
-        i = bisect_left(starts, start)
-        joins_next = i < len(starts) and start + size == starts[i]
-        joins_previous = i > 0 and starts[i - 1] + lengths[i - 1] == start
-        if joins_previous and joins_next:
+
+def _free(starts: list[int], lengths: list[int], start: int, size: int) -> None:
+    """Return a block and join it with its neighbours (``ggml_dyn_tallocr_free_bytes``)."""
+    i = bisect_left(starts, start)
+    end = start + size
+    if i and starts[i - 1] + lengths[i - 1] == start:
+        if starts[i] == end:  # the endless block comes after every block
             lengths[i - 1] += size + lengths[i]
             del starts[i], lengths[i]
-        elif joins_previous:
-            lengths[i - 1] += size
-        elif joins_next:
-            starts[i] = start
-            lengths[i] += size
         else:
-            starts.insert(i, start)
-            lengths.insert(i, size)
+            lengths[i - 1] += size
+    elif starts[i] == end:
+        starts[i] = start
+        lengths[i] += size
+    else:
+        starts.insert(i, start)
+        lengths.insert(i, size)
