@@ -12,7 +12,7 @@ from planner.core.plan import Step
 from planner.methods import common, serving
 
 TYPES = ("4bit", "3bit")
-"""3 bits as in the AWQ paper: estimated when asked for, never proposed, as no kernel of vLLM or transformers reads it."""
+"""3 bits as in the AWQ paper: estimated when asked for, never proposed, as no kernel of vLLM reads it."""
 GROUP_SIZES = (32, 64, 128, -1)
 
 
@@ -37,7 +37,7 @@ def variant(type_: str, group_size: int | None = 128) -> Variant:
 @lru_cache(maxsize=512)
 def tensor_bytes(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
     """Per linear layer of ``K`` inputs and ``N`` outputs in ``G`` groups: packed weights ``K·N/2``,
-    packed zeros ``G·N/2``, fp16 scales ``2·G·N`` bytes (at 4 bits; 3/4 of the packed parts at 3); the rest stays 16-bit.
+    packed zeros ``G·N/2``, fp16 scales ``2·G·N`` bytes (the packed parts at 4 bits); the rest stays 16-bit.
 
     Source: layout of AutoAWQ's WQLinear_GEMM, https://github.com/casper-hansen/AutoAWQ.
     """
