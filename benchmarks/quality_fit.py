@@ -149,7 +149,7 @@ class Problem:
         for name in ("scale", f"family.{family_of(spec)}", f"model.{model}"):
             if name in self.at:
                 level[self.at[name]] = 1
-        level[self.at["tokens"]] = np.log(training_tokens(spec.family, model) / REFERENCE_TOKENS)
+        level[self.at["tokens"]] = np.log(training_tokens(spec) / REFERENCE_TOKENS)
         size = np.log(spec.parameter_count / REFERENCE_PARAMS)
         level[self.at["size" if size > 0 else "size.small"]] = -size
         return level

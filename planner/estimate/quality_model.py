@@ -27,6 +27,8 @@ REFERENCE_TOKENS = 15.0
 """In units of 10**12: what Llama 3 was trained on."""
 UNKNOWN_TOKENS = 8.0
 """Where a family's figure is not disclosed: the median of data/training_tokens.csv."""
+SMALLEST_PUBLISHED = 1e8
+"""Weights: of the catalog the smallest is SmolLM2-135M."""
 REFERENCE_NOISE = 0.005
 """About that of Q4_K."""
 FAR_NOISE = 0.1
@@ -55,10 +57,14 @@ def families() -> dict[str, dict[str, str]]:
     return {row["name"]: row for row in read_table("training_tokens.csv")}
 
 
-def training_tokens(family: str, model: str | None = None) -> float:
-    """Tokens the model, or else its family, was trained on, in 10**12; the median family's where unknown."""
-    row = families().get(model or "") or families().get(family)
-    return (number(row["training_tokens_trillion"]) if row else None) or UNKNOWN_TOKENS
+def training_tokens(model: ModelSpec) -> float:
+    """Tokens the model, or else its family, was trained on, in 10**12; the median family's where unknown.
+
+    A model smaller than any that is published is somebody's experiment, trained on the less the smaller it is.
+    """
+    row = families().get(model.name) or families().get(model.family)
+    disclosed = number(row["training_tokens_trillion"]) if row else None
+    return disclosed or UNKNOWN_TOKENS * min(1.0, _params(model) / SMALLEST_PUBLISHED)
 
 
 def family_factor(family: str) -> float:
@@ -130,7 +136,7 @@ def sensitivity(model: ModelSpec, *, known: bool = True) -> float:
         known: with the correction where other types of this very model were measured.
     """
     factors = document()["factors"]
-    trained: float = (training_tokens(model.family, model.name) / REFERENCE_TOKENS) ** float(factors["tokens"])
+    trained: float = (training_tokens(model) / REFERENCE_TOKENS) ** float(factors["tokens"])
     params = _params(model) / REFERENCE_PARAMS
     size: float = params ** -float(factors["size" if params > 1 else "size.small"])
     own = float(document()["models"].get(model.name, 1.0)) if known else 1.0
@@ -169,7 +175,7 @@ def log_ratio(model: ModelSpec, variant: Variant, *, known: bool = True) -> tupl
     terms = (
         ("relative squared error of the weights", found, ""),
         (f"loss at an error of {REFERENCE_NOISE}", felt, ""),
-        ("  training tokens", training_tokens(model.family, model.name), "10^12"),
+        ("  training tokens", training_tokens(model), "10^12"),
         ("  factor of the family", family_factor(model.family), "x"),
         ("  this model's published types", float(document()["models"].get(model.name, 1.0)) if known else 1.0, "x"),
         (f"(error / {REFERENCE_NOISE})", found / REFERENCE_NOISE, f"to the power {power:.3f}"),

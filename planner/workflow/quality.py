@@ -193,12 +193,12 @@ def _variant_of(artifact: Path) -> tuple[Variant | None, tuple[str, ...]]:
     try:
         if not artifact.is_dir():
             return gguf.variant(file_type_of(artifact)), ()
-        return _checkpoint_variant(artifact), ()
+        return checkpoint_variant(artifact), ()
     except (InputError, UsageError) as error:
         return None, (f"not remembered: {error.what}",)
 
 
-def _checkpoint_variant(folder: Path) -> Variant:
+def checkpoint_variant(folder: Path) -> Variant:
     """The variant that ``quantization_config`` describes.
 
     Raises:
