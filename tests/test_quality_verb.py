@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,25 @@ def test_a_measurement_is_printed_and_remembered(qplan: Qplan, demo_gguf: dict[s
 
 
 @pytest.mark.slow
+def test_a_checkpoint_that_bitsandbytes_quantized(tmp_path: Path, demo_checkpoint: Path) -> None:
+    """NF4 through transformers' own loading, on a CPU, against the checkpoint it was made from."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("accelerate")
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(demo_checkpoint, quantization_config=how, device_map="cpu")
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(demo_checkpoint).save_pretrained(tmp_path)
+    found = measure(tmp_path, QualityOptions(reference="demo", chunks=2))
+    assert found.variant is not None and found.variant.label() == "bitsandbytes nf4"
+    comparison = found.quality.comparison
+    assert comparison is not None and 0.001 < comparison.kl_mean_nats < 0.1
+    assert 0.85 < comparison.same_top_fraction < 1
+
+
+@pytest.mark.slow
 def test_another_models_tokens_are_refused(tmp_path: Path, demo_gguf: dict[str, Path]) -> None:
     alien = fixtures.write_tiny_llama(tmp_path / "tiny.gguf")
     with pytest.raises(InputError) as refused:
@@ -70,16 +90,45 @@ def test_another_models_tokens_are_refused(tmp_path: Path, demo_gguf: dict[str, 
     assert refused.value.code == "other-vocabulary"
 
 
+def test_tasks_without_the_harness_say_how_to_get_it(demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingDependency) as refused:
+        measure(demo_checkpoint, QualityOptions(tasks=("hellaswag",)))
+    assert "lm-eval" in refused.value.hint
+
+
+TASK = """task: endings
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{q}}}}"
+doc_to_target: "{{{{gold}}}}"
+doc_to_choice: "{{{{a}}}}"
+target_delimiter: ""
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+"""
+
+
 @pytest.mark.slow
-def test_tasks_without_the_harness_say_how_to_get_it(demo_gguf: dict[str, Path]) -> None:
-    try:
-        import lm_eval  # noqa: F401
-    except ImportError:
-        with pytest.raises(MissingDependency) as refused:
-            measure(demo_gguf["q8"], QualityOptions(chunks=2, tasks=("hellaswag",)))
-        assert "lm-eval" in refused.value.hint
-    else:
-        pytest.skip("lm-eval is installed")
+def test_a_task_of_ones_own(tmp_path: Path, demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    questions = [("The sun rises in the", [" east", " spoon"], 0), ("It was a dark and stormy", [" of", " night"], 1)]
+    lines = (json.dumps({"q": q, "a": a, "gold": gold}) for q, a, gold in questions)
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    (tmp_path / "endings.yaml").write_text(TASK.format(data=tmp_path / "data.jsonl"))
+    options = QualityOptions(chunks=2, tasks=("endings",), task_folder=tmp_path)
+    found = measure(demo_checkpoint, options).tasks
+    assert found is not None
+    assert [(score.task, score.metric) for score in found.scores] == [("endings", "acc")]
+    assert found.scores[0].value in (0.0, 0.5, 1.0)
 
 
 @pytest.mark.parametrize(

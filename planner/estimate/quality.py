@@ -213,9 +213,13 @@ def _published(model: str, variant: Variant) -> Row | None:
     """The row of this model and variant; of GPTQ, where there is none, that with the other order of columns."""
     group = variant.group_size if variant.method in quality_noise.GRIDS else None
     name = "mistral-7b-v0.1" if model == "mistral-7b" else model
-    orders = (variant.act_order, not variant.act_order) if variant.method == "gptq" else (variant.act_order,)
-    keys = ((name, variant.method, variant.type, group, order, quality_noise.guided(variant)) for order in orders)
-    return next((_index()[key] for key in keys if key in _index()), None)
+    asked = variant.act_order
+    for order in (asked, not asked) if variant.method == "gptq" else (asked,):
+        row = _index().get((name, variant.method, variant.type, group, order, quality_noise.guided(variant)))
+        if row is not None:
+            how = "" if order == asked else f", {'with' if order else 'without'} activation order"
+            return replace(row, source=row.source + how)
+    return None
 
 
 def formula_only(model: ModelSpec, variant: Variant) -> Prediction | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,13 +62,10 @@ def work(asked: object, progress: Progress) -> TasksResult:
         InputError: a task's data cannot be fetched, or the model cannot be loaded.
     """
     request = decode(TasksRequest, asked, what="the request")
-    try:
-        import lm_eval
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise MissingDependency(
-            "tasks need lm-evaluation-harness", numbers=str(error), hint="`pip install 'lm-eval[hf]'`"
-        ) from None
+    require_harness()
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
     manager = TaskManager(include_path=request.task_folder)
     unknown = [task for task in request.tasks if not manager.match_tasks([task])]
     if unknown:
@@ -95,6 +93,16 @@ def work(asked: object, progress: Progress) -> TasksResult:
             code="tasks-failed",
         ) from None
     return TasksResult(scores=tuple(_scores(found)), tool_version=f"lm-eval {lm_eval.__version__}")
+
+
+def require_harness() -> None:
+    """Refuse tasks before anything was measured, where nothing can run them.
+
+    Raises:
+        MissingDependency: lm-eval is not installed.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise MissingDependency("tasks need lm-evaluation-harness", hint="`pip install 'lm-eval[hf]'`")
 
 
 def _model_arguments(path: Path) -> dict[str, Any]:

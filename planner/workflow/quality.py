@@ -20,7 +20,7 @@ from planner.execute import preflight
 from planner.execute.process import run_child
 from planner.verify.artifact import HELD_OUT, Subject, gguf_files, quality_measurements
 from planner.verify.run import run_trial
-from planner.verify.tasks import TasksRequest, TasksResult
+from planner.verify.tasks import TasksRequest, TasksResult, require_harness
 from planner.verify.trial import QUALITY, QualityTrial, TrialRequest, TrialResult
 from planner.workflow.applying import remember
 from planner.workflow.survey import survey
@@ -75,6 +75,8 @@ def measure(artifact: Path, options: QualityOptions, progress: Callable[[str, fl
         ExecutionFailed: a child crashed, or gave numbers that are not finite.
     """
     preflight.check_text(options.text)
+    if options.tasks:
+        require_harness()
     _check_runnable(artifact)
     reference, model = _reference(options.reference)
     here = survey(output=artifact.absolute().parent)
