@@ -89,19 +89,16 @@ def noise(model: ModelSpec, variant: Variant) -> float | None:
     own = _own_noise(model, variant)
     if own is None or variant.method != "gguf":
         return own
-    return _ladder(model, ladder_of(variant.type), variant.imatrix).get(variant.type, own)
-
-
-def ladder_of(type_: str) -> str:
-    """``K``, ``I``, ``legacy`` or ``micro``: the file types that differ in bits rather than in kind."""
-    return quality_noise.type_class("Q_K" if "_K" in type_ else type_)
+    return _ladder(model, quality_noise.type_class(variant.type), variant.imatrix).get(variant.type, own)
 
 
 @lru_cache(maxsize=2048)
 def _ladder(model: ModelSpec, ladder: str, imatrix: bool) -> dict[str, float]:
     """Noise by file type, from the smallest file up never growing."""
     least, found = inf, {}
-    members = (t.name for t in gguf_mix.file_types().values() if t.usable and ladder_of(t.name) == ladder)
+    members = (
+        t.name for t in gguf_mix.file_types().values() if t.usable and quality_noise.type_class(t.name) == ladder
+    )
     variants = [Variant(method="gguf", format="gguf", runtime="llama.cpp", type=t, imatrix=imatrix) for t in members]
     sized = ((quality_noise.stored_bits(model, v), v) for v in variants)
     for _, variant in sorted(((bits, v) for bits, v in sized if bits is not None), key=lambda pair: pair[0]):

@@ -132,12 +132,12 @@ def error_of(variant: Variant, kind: str) -> float | None:
 
 
 def type_class(kind: str) -> str:
-    """``K``, ``I``, ``legacy`` or ``micro`` for ggml types; a method's kinds are classes of their own."""
+    """``K``, ``I``, ``legacy`` or ``micro`` for ggml's types and file types; other methods' kinds are their method."""
     if "." in kind:
         return kind.partition(".")[0]
     if kind.startswith(("IQ", "TQ")):
         return "I"
-    if kind.endswith("_K"):
+    if "_K" in kind:
         return "K"
     return "micro" if "FP4" in kind else "legacy"
 
