@@ -118,13 +118,17 @@ def show_published(model: str, as_json: bool) -> int:
 
         print_json({"format_version": FORMAT_VERSION, "model": model, "rows": list(rows)})
         return Exit.DONE
-    made = table("type", "metric", "value>", "16-bit>", "text or task", "status", "source")
+    sources = list(dict.fromkeys(f"{row['source']} ({row['date']})" for row in rows))
+    made = table("type", "metric", "value>", "16-bit>", "text or task", "status", "source>")
     for row in rows:
         group = f" g{row['group_size']}" if row["group_size"] else ""
         name = f"{row['method']} {row['type']}{group}{' +imatrix' if row['imatrix'] else ''}"
         why = f"{row['status']}: {row['notes']}" if row["status"] not in ("used", "reference") else row["status"]
-        source = f"{row['source']} ({row['date']})"
-        shown = (name, row["metric"], row["value"], row["value_16bit"], row["dataset"], why, source)
+        number = str(1 + sources.index(f"{row['source']} ({row['date']})"))
+        shown = (name, row["metric"], row["value"], row["value_16bit"], row["dataset"], why, number)
         made.add_row(*(escape(cell) for cell in shown))
-    console().print(made)
+    out = console()
+    out.print(made)
+    for number, source in enumerate(sources, start=1):
+        out.print(f"[dim]{number:2d}  {escape(source)}[/]")
     return Exit.DONE
