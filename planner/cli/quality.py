@@ -124,8 +124,8 @@ def show_published(model: str, as_json: bool) -> int:
         group = f" g{row['group_size']}" if row["group_size"] else ""
         name = f"{row['method']} {row['type']}{group}{' +imatrix' if row['imatrix'] else ''}"
         why = f"{row['status']}: {row['notes']}" if row["status"] not in ("used", "reference") else row["status"]
-        number = str(1 + sources.index(f"{row['source']} ({row['date']})"))
-        shown = (name, row["metric"], row["value"], row["value_16bit"], row["dataset"], why, number)
+        at = str(1 + sources.index(f"{row['source']} ({row['date']})"))
+        shown = (name, row["metric"], row["value"], row["value_16bit"], row["dataset"], why, at)
         made.add_row(*(escape(cell) for cell in shown))
     out = console()
     out.print(made)
