@@ -190,11 +190,12 @@ def _reference(text: str | None) -> tuple[Path | None, ModelSpec | None]:
 def _variant_of(artifact: Path) -> tuple[Variant | None, tuple[str, ...]]:
     """How the artifact was quantized, as its own header says; ``None`` with a note where qplan has no such variant."""
     from planner.methods import gguf
-    from planner.models.gguf_file import file_type_of
+    from planner.models.gguf_file import file_type_of, made_with_imatrix
 
     try:
         if not artifact.is_dir():
-            return gguf.variant(file_type_of(artifact)), ()
+            # a file that says nothing of a matrix, of a type that demands one, had one
+            return gguf.variant(file_type_of(artifact), imatrix=made_with_imatrix(artifact) or None), ()
         return checkpoint_variant(artifact), ()
     except (InputError, UsageError) as error:
         return None, (f"not remembered: {error.what}",)
