@@ -32,6 +32,8 @@ def test_help_lists_every_verb(qplan: Qplan) -> None:
         ["recommend", "llama-2-13b"],
         ["estimate", "llama-2-13b", "--json"],
         ["recommend", "llama-2-13b", "--profile", "rtx-4090", "--json"],
+        ["frontier", "llama-2-13b", "--profile", "rtx-4090"],
+        ["quality", "--table", "llama-2-7b"],
         ["--help"],
     ],
 )

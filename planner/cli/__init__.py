@@ -26,6 +26,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "check": ("check", "check that a plan can be applied here and now"),
     "apply": ("apply", "carry a plan out and measure the result"),
     "verify": ("verify", "measure an artifact again"),
+    "quality": ("quality", "measure what an artifact lost against its 16-bit model"),
+    "frontier": ("frontier", "draw size, quality and speed of every way to run a model"),
     "probe": ("probe", "show what this machine has"),
     "models": ("models", "list the models known by name, or show one"),
     "methods": ("methods", "list the quantization methods"),

@@ -63,7 +63,7 @@ class GpuLayers(click.ParamType[int]):
         raise click.BadParameter(f"{value!r} is neither a number of layers nor 'all'", ctx, param)
 
 
-def _names(text: str | None) -> tuple[str, ...] | None:
+def names(text: str | None) -> tuple[str, ...] | None:
     """The names of a list with commas; an empty list is no wish."""
     return tuple(part.strip() for part in (text or "").split(",") if part.strip()) or None
 
@@ -132,8 +132,8 @@ def workload(
         context_fixed=context is not None,
         min_decode_tokens_per_second=min_decode,
         max_memory_bytes=max_memory,
-        methods=_names(methods),
-        types=_names(types),
+        methods=names(methods),
+        types=names(types),
         **same,
     )
 

@@ -5,19 +5,25 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from math import exp, log
+from math import exp, hypot, log
 
 from planner.core.candidate import Variant
 from planner.core.data import data_path
 from planner.core.estimates import FORMULA, MEASURED, PUBLISHED, Prediction, QualityEstimate
 from planner.core.measurement import KL_DIVERGENCE, PERPLEXITY_RATIO, Calibration
 from planner.core.model import ModelSpec, shape_sha256
-from planner.estimate import quality_model
+from planner.estimate import quality_model, quality_noise
 from planner.estimate.speed_measured import same_variant
 
 NOISE = 0.001
 """Repeatability of ln(perplexity ratio) between two tools on one text: the 16-bit GGUF of Llama-3-8B has a KL
 divergence of 0.00055 from the original (llama.cpp tools/perplexity/README.md, 2024-05)."""
+_CLEAR = 10
+"""A published loss of so many times ``NOISE`` tells the KL divergence better than the formula does."""
+_NORMAL_80 = 1.2816
+_OTHER_TEXTS = 0.25
+"""Half-width of the 80 % interval of ln(KL divergence / what ln(ratio) tells) beyond the fit's: an assumption, as all
+rows but one of the relation are of one model and one text."""
 _DATASETS = ("wikitext-2 test ctx512", "wiki.test", "wikitext-2 test ctx2048")
 """In the order of trust for GGUF types; a ratio is formed within one of them, never across."""
 
@@ -50,14 +56,16 @@ def _base(model: ModelSpec, variant: Variant) -> tuple[Prediction | None, Predic
     if unquantized or (variant.method == "gguf" and variant.type in quality_model.LOSSLESS):
         return _lossless()
     variant = _effective(model, variant)
-    fitted = _fitted(model, variant)
+    fitted = _fitted(model, variant, known=True)
     row = _published(model.name, variant)
     if row is None:
         return (None, None) if fitted is None else (_as_ratio(fitted), _divergence(fitted, None))
     if row.log_ratio is None:
         return (_as_ratio(fitted) if fitted else None), _divergence(fitted, row)
-    published = _Loss(row.log_ratio, *_published_range(row.log_ratio), PUBLISHED, row.source, ())
-    return _as_ratio(published), _divergence(published, row)
+    published = _published_loss(row, variant)
+    # of a loss near the repeatability of its publication, the formula knows more
+    sure = published if fitted is None or published.value >= _CLEAR * NOISE else fitted
+    return _as_ratio(published), _divergence(sure, row)
 
 
 def _effective(model: ModelSpec, variant: Variant) -> Variant:
@@ -100,28 +108,23 @@ def _measured(model: ModelSpec, variant: Variant, calibration: Calibration, quan
     return None
 
 
-def _fitted(model: ModelSpec, variant: Variant) -> _Loss | None:
-    found = quality_model.log_ratio(variant, model.family, float(_params(model)), model.name)
-    bits = quality_model.bits_of(variant)
-    if found is None or bits is None:
+def _fitted(model: ModelSpec, variant: Variant, *, known: bool) -> _Loss | None:
+    found, noise = quality_model.log_ratio(model, variant, known=known), quality_model.noise(model, variant)
+    if found is None or noise is None:
         return None
     value, terms = found
-    known = model.name in quality_model.document()["models"]
-    low, high = quality_model.interval(*(("known-model",) if known else ()), quality_model.bit_range(bits))
+    measured = known and model.name in quality_model.document()["models"]
+    width = quality_model.width("known-model" if measured else "new-model", noise)
     source = str(quality_model.document()["source"])
-    return _Loss(
-        value, value * exp(min(low, 0)) - NOISE / 2, value * exp(max(high, 0)) + NOISE / 2, FORMULA, source, terms
-    )
+    return _Loss(value, value * exp(-width) - NOISE, value * exp(width) + NOISE, FORMULA, source, terms)
 
 
-@lru_cache(512)
-def _params(model: ModelSpec) -> int:
-    return model.parameter_count
-
-
-def _published_range(value: float) -> tuple[float, float]:
-    low, high = quality_model.interval("published")
-    return value * exp(low) - NOISE / 2, value * exp(high) + NOISE / 2
+def _published_loss(row: Row, variant: Variant) -> _Loss:
+    """The published value, with the range in which another publication of the same variant lies."""
+    assert row.log_ratio is not None
+    value, table = row.log_ratio, quality_model.document()["interval"]["published"]
+    width = float(table["gguf" if variant.method == "gguf" else "all"])
+    return _Loss(value, value * exp(-width) - NOISE, value * exp(width) + NOISE, PUBLISHED, row.source, ())
 
 
 def _as_ratio(loss: _Loss) -> Prediction:
@@ -136,29 +139,31 @@ def _as_ratio(loss: _Loss) -> Prediction:
 
 
 def _divergence(loss: _Loss | None, row: Row | None) -> Prediction | None:
-    """Published, else from ln(ratio) by the fitted power law between the two."""
-    relation = quality_model.document()["divergence"]
+    """Published, else from ln(ratio) by the fitted power law between the two, above what two runs differ by."""
+    document, floor = quality_model.document(), quality_model.DIVERGENCE_FLOOR
     if row is not None and row.kl_divergence is not None:
-        low, high = quality_model.interval("published")
-        value = row.kl_divergence
-        return Prediction(value=value, low=value * exp(low), high=value * exp(high), basis=PUBLISHED, source=row.source)
+        value, width = row.kl_divergence, float(document["interval"]["published"]["gguf"])
+        return Prediction(
+            value=value, low=value * exp(-width), high=value * exp(width), basis=PUBLISHED, source=row.source
+        )
     if loss is None:
         return None
-    scale, power, sigma = float(relation["scale"]), float(relation["power"]), float(relation["sigma"])
+    relation = document["divergence"]
+    scale, power = float(relation["scale"]), float(relation["power"])
 
     def of(log_ratio: float) -> float:
-        return float(scale * max(log_ratio, 1e-5) ** power)
+        return float(scale * max(log_ratio, 1e-6) ** power)
 
     value = of(loss.value)
     up, down = log(max(of(loss.high) / value, 1.0)), log(max(value / of(loss.low), 1.0))
-    spread = 1.2816 * sigma
+    spread = hypot(_NORMAL_80 * float(relation["sigma"]), _OTHER_TEXTS)
     return Prediction(
-        value=value,
-        low=value * exp(-((down**2 + spread**2) ** 0.5)),
-        high=value * exp((up**2 + spread**2) ** 0.5),
+        value=floor + value,
+        low=value * exp(-hypot(down, spread)),
+        high=2 * floor + value * exp(hypot(up, spread)),
         basis=FORMULA,
-        source=str(quality_model.document()["source"]),
-        terms=(*loss.terms, ("ln(perplexity ratio)", loss.value, "")),
+        source=str(document["source"]),
+        terms=(*loss.terms, ("ln(perplexity ratio)", loss.value, ""), ("what two runs differ by", floor, "nats")),
     )
 
 
@@ -189,7 +194,8 @@ def _index() -> dict[_Key, Row]:
 
 def _key(row: dict[str, str]) -> _Key:
     group = int(row["group_size"]) if row["group_size"] else None
-    return row["model"], row["method"], row["type"], group, row["act_order"] == "1", bool(row["imatrix"])
+    variant = Variant(method=row["method"], format="", runtime="", type=row["type"], imatrix=bool(row["imatrix"]))
+    return row["model"], row["method"], row["type"], group, row["act_order"] == "1", quality_noise.guided(variant)
 
 
 def _best(by_dataset: dict[str, list[float]]) -> list[float]:
@@ -204,14 +210,19 @@ def _mean(values: list[float]) -> float | None:
 
 
 def _published(model: str, variant: Variant) -> Row | None:
-    index = _index()
-    group = variant.group_size if variant.method in ("awq", "gptq") else None
+    """The row of this model and variant; of GPTQ, where there is none, that with the other order of columns."""
+    group = variant.group_size if variant.method in quality_noise.GRIDS else None
     name = "mistral-7b-v0.1" if model == "mistral-7b" else model
-    key = (name, variant.method, variant.type, group, variant.act_order, variant.imatrix)
-    return index.get(key)
+    asked = variant.act_order
+    for order in (asked, not asked) if variant.method == "gptq" else (asked,):
+        row = _index().get((name, variant.method, variant.type, group, order, quality_noise.guided(variant)))
+        if row is not None:
+            how = "" if order == asked else f", {'with' if order else 'without'} activation order"
+            return replace(row, source=row.source + how)
+    return None
 
 
 def formula_only(model: ModelSpec, variant: Variant) -> Prediction | None:
     """The fitted formula without any published row of this very model, for comparison and tests."""
-    found = _fitted(replace(model, name=""), variant)
+    found = _fitted(model, variant, known=False)
     return _as_ratio(found) if found else None

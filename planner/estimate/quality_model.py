@@ -1,25 +1,48 @@
 """Loss of quantization as a fitted formula: ln(perplexity ratio) of a variant of a model of some family and size.
 
-    ln(ratio) = C * 4**-bits * class * type * imatrix * group * act_order * family * (parameters / 8e9)**-size * model
+    ln(ratio) = sensitivity * (noise / 0.005)**power * exp(bend * noise / 0.1)
+    sensitivity = scale * (training tokens / 15e12)**tokens * (parameters / 8e9)**-size * family * model
 
-Rounding noise falls by four per bit (its variance is that of a uniform error); what a format gains or loses against
-that line is its class and type factor. Factors are fitted by ``benchmarks/fit_quality.py``.
+``noise`` is the weights' relative squared error (``quality_noise``). That the loss is proportional to it is measured
+over three decades (a power of 1: Malinovskii et al. 2024, arXiv:2411.17525); that it grows with training tokens and
+falls with size is the form of Ouyang et al. 2024 (arXiv:2411.17691) and Kumar et al. 2024 (arXiv:2411.04330). All
+factors are fitted by ``benchmarks/fit_quality.py``.
 """
 
 from __future__ import annotations
 
-import re
-from functools import cache
-from math import prod
+from functools import cache, lru_cache
+from math import exp, inf, log, prod
 from typing import Any
 
 from planner.core.candidate import Variant
-from planner.core.data import data_path
+from planner.core.data import data_path, number, read_table
+from planner.core.model import ModelSpec
+from planner.estimate import quality_noise
 from planner.estimate.coefficients import read_coefficients
+from planner.methods import gguf_mix
 
 REFERENCE_PARAMS = 8e9
+REFERENCE_TOKENS = 15.0
+"""In units of 10**12: what Llama 3 was trained on."""
+UNKNOWN_TOKENS = 8.0
+"""Where a family's figure is not disclosed: the median of data/training_tokens.csv."""
+SMALLEST_PUBLISHED = 1e8
+"""Weights: of the catalog the smallest is SmolLM2-135M."""
+REFERENCE_NOISE = 0.005
+"""About that of Q4_K."""
+FAR_NOISE = 0.1
+"""About that of IQ2_XXS with an importance matrix."""
+BENDS = (-0.25, 0.6)
+"""Bounds of the bend, within which a loss grows with the noise."""
+FARTHEST_NOISE = 0.3
+"""Beyond the largest noise with a published row (0.17) and some, the loss grows in proportion again."""
+DIVERGENCE_FLOOR = 0.00055
+"""Mean KL divergence [nats] of the 16-bit GGUF of Llama-3-8B from itself through a stored file of logits: what two runs
+differ by (llama.cpp tools/perplexity/README.md, 2024-05)."""
 LOSSLESS = frozenset({"F32", "F16", "BF16"})
-_GROUP = 128
+
+Terms = tuple[tuple[str, float, str], ...]
 
 
 @cache
@@ -28,104 +51,151 @@ def document() -> dict[str, Any]:
     return read_coefficients(data_path("quality_model.toml"))
 
 
-def type_class(method: str, type_: str) -> str:
-    """``K``, ``I``, ``legacy`` or ``micro`` for GGUF types; the method's name for the others."""
-    if method != "gguf":
-        return f"{method}.{type_}" if method == "bitsandbytes" else method
-    if type_.startswith(("IQ", "TQ")):
-        return "I"
-    if "_K" in type_:
-        return "K"
-    return "micro" if "FP4" in type_ else "legacy"
-
-
-def bits_of(variant: Variant) -> float | None:
-    """Bits per weight that stand for ``variant`` in the formula; ``None`` for a type nobody described."""
-    if variant.method == "gguf":
-        known = document()["bits"].get(variant.type)
-        return None if known is None else float(known)
-    if match := re.fullmatch(r"(\d+(?:\.\d+)?)bit", variant.type):
-        return float(match[1])
-    return {"nf4": 4.0, "nf4-dq": 4.0, "fp4": 4.0, "int8": 8.0}.get(variant.type)
-
-
-def roles(
-    method: str, type_: str, *, imatrix: bool, group_size: int | None, act_order: bool, family: str
-) -> dict[str, float]:
-    """Factor names with their exponents for one variant of a family."""
-    kind = type_class(method, type_)
-    names = {"scale": 1.0, f"class.{kind}": 1.0, f"type.{type_}" if method == "gguf" else f"type.{method}.{type_}": 1.0}
-    names[f"family.{family}"] = 1.0
-    if method == "gguf":
-        if kind == "I":
-            names["no_imatrix.I"] = 0.0 if imatrix else 1.0
-        else:
-            names[f"imatrix.{kind}"] = 1.0 if imatrix else 0.0
-    if method in ("awq", "gptq"):
-        if group_size is None or group_size <= 0:
-            names["group.none"] = 1.0
-        else:
-            names["group.halved"] = _log2(_GROUP / group_size)
-        names["act_order"] = 1.0 if act_order and method == "gptq" else 0.0
-    return {name: power for name, power in names.items() if power}
-
-
-def _log2(x: float) -> float:
-    from math import log2
-
-    return log2(x)
-
-
 @cache
-def log_ratio(
-    variant: Variant, family: str, params: float, model: str | None
-) -> tuple[float, tuple[tuple[str, float, str], ...]] | None:
+def families() -> dict[str, dict[str, str]]:
+    """Rows of ``data/training_tokens.csv`` by family, and by model where one differs from its family."""
+    return {row["name"]: row for row in read_table("training_tokens.csv")}
+
+
+def training_tokens(model: ModelSpec) -> float:
+    """Tokens the model, or else its family, was trained on, in 10**12; the median family's where unknown.
+
+    A model smaller than any that is published is somebody's experiment, trained on the less the smaller it is.
+    """
+    row = families().get(model.name) or families().get(model.family)
+    disclosed = number(row["training_tokens_trillion"]) if row else None
+    return disclosed or UNKNOWN_TOKENS * min(1.0, _params(model) / SMALLEST_PUBLISHED)
+
+
+def family_factor(family: str) -> float:
+    """What a family deviates from its size and training; kin of a measured family share a part of its deviation."""
+    known = document()["family"]
+    if family in known:
+        return float(known[family])
+    row = families().get(family)
+    if row is None or row["kin"] not in known:
+        return 1.0
+    share: float = float(known[row["kin"]]) ** float(row["kin_share"])
+    return share
+
+
+@lru_cache(maxsize=4096)
+def noise(model: ModelSpec, variant: Variant) -> float | None:
+    """Relative squared error of the weights, by role and corrected by type; ``None`` for a type without figures.
+
+    A GGUF type never has more than a smaller one of its kind: where llama.cpp demands an importance matrix of the
+    smaller type only, the formula would say so, and the published rows do not.
+    """
+    own = _own_noise(model, variant)
+    if own is None or variant.method != "gguf":
+        return own
+    return _ladder(model, quality_noise.type_class(variant.type), variant.imatrix).get(variant.type, own)
+
+
+@lru_cache(maxsize=2048)
+def _ladder(model: ModelSpec, ladder: str, imatrix: bool) -> dict[str, float]:
+    """Noise by file type, from the smallest file up never growing."""
+    least, found = inf, {}
+    members = (
+        t.name for t in gguf_mix.file_types().values() if t.usable and quality_noise.type_class(t.name) == ladder
+    )
+    variants = [Variant(method="gguf", format="gguf", runtime="llama.cpp", type=t, imatrix=imatrix) for t in members]
+    sized = ((quality_noise.stored_bits(model, v), v) for v in variants)
+    for _, variant in sorted(((bits, v) for bits, v in sized if bits is not None), key=lambda pair: pair[0]):
+        own = _own_noise(model, variant)
+        least = min(least, inf if own is None else own)
+        found[variant.type] = least
+    return found
+
+
+def _own_noise(model: ModelSpec, variant: Variant) -> float | None:
+    held = quality_noise.shares(model, variant)
+    if not held:
+        return None
+    factors, roles = document()["factors"], document()["roles"]
+    total, weight = 0.0, 0.0
+    for share in held:
+        error = quality_noise.error_of(variant, share.kind)
+        if error is None:
+            return None
+        powers = quality_noise.corrections(variant, share.kind)
+        felt = float(roles[share.role]) * share.fraction
+        total += felt * error * prod(float(factors.get(name, 1.0)) ** power for name, power in powers.items())
+        weight += felt
+    return total / weight + (float(factors["activations"]) if quality_noise.rounds_activations(variant) else 0.0)
+
+
+def sensitivity(model: ModelSpec, *, known: bool = True) -> float:
+    """ln(ratio) at the reference noise.
+
+    Args:
+        model: its family, size and training decide.
+        known: with the correction where other types of this very model were measured.
+    """
+    factors = document()["factors"]
+    trained: float = (training_tokens(model) / REFERENCE_TOKENS) ** float(factors["tokens"])
+    params = _params(model) / REFERENCE_PARAMS
+    size: float = params ** -float(factors["size" if params > 1 else "size.small"])
+    own = float(document()["models"].get(model.name, 1.0)) if known else 1.0
+    return float(factors["scale"]) * trained * size * family_factor(model.family) * own
+
+
+@lru_cache(maxsize=512)
+def _params(model: ModelSpec) -> float:
+    return float(model.parameter_count)
+
+
+def _bent(noise: float, params: float) -> float:
+    """How much faster than in proportion the loss grows at large noise: small models collapse, large ones do not."""
+    factors = document()["factors"]
+    bend = float(factors["bend"]) - float(factors["bend.size"]) * log(params / REFERENCE_PARAMS)
+    return exp(min(max(bend, BENDS[0]), BENDS[1]) * min(noise, FARTHEST_NOISE) / FAR_NOISE)
+
+
+@lru_cache(maxsize=4096)
+def log_ratio(model: ModelSpec, variant: Variant, *, known: bool = True) -> tuple[float, Terms] | None:
     """ln(perplexity / 16-bit perplexity) and its terms; ``None`` for a type without figures.
 
     Args:
+        model: of any name; shape, family, size and training decide.
         variant: what is written.
-        family: ``llama-3`` …; an unknown one takes the mean of the modern ones.
-        params: weights of the model.
-        model: catalog name, for the correction where this model's other types were measured; ``None``: without.
+        known: use what was published of other types of this very model.
+
+    No loss is more than that of guessing evenly, whose perplexity is the vocabulary's size.
     """
-    bits = bits_of(variant)
-    if bits is None:
+    found = noise(model, variant)
+    if found is None:
         return None
-    factors = document()["factors"]
-    known_family = family if f"family.{family}" in factors else "other"
-    named = roles(
-        variant.method,
-        variant.type,
-        imatrix=variant.imatrix,
-        group_size=variant.group_size,
-        act_order=variant.act_order,
-        family=known_family,
-    )
-    noise = 4.0**-bits
-    size = (params / REFERENCE_PARAMS) ** -float(factors["size"])
-    fitted = prod(factors.get(name, 1.0) ** power for name, power in named.items())
-    own = float(document()["models"].get(model, 1.0)) if model else 1.0
+    felt = sensitivity(model, known=known)
+    power = float(document()["factors"]["power"])
+    power += float(document()["slopes"].get(model.name, 0.0)) if known else 0.0
     terms = (
-        ("bits per weight", bits, ""),
-        ("rounding noise 4**-bits", noise, ""),
-        ("type, class and family", fitted, "x"),
-        ("size of the model", size, "x"),
-        ("this model's published types", own, "x"),
+        ("relative squared error of the weights", found, ""),
+        (f"loss at an error of {REFERENCE_NOISE}", felt, ""),
+        ("  training tokens", training_tokens(model), "10^12"),
+        ("  factor of the family", family_factor(model.family), "x"),
+        ("  this model's published types", float(document()["models"].get(model.name, 1.0)) if known else 1.0, "x"),
+        (f"(error / {REFERENCE_NOISE})", found / REFERENCE_NOISE, f"to the power {power:.3f}"),
+        ("bend at large errors", _bent(found, _params(model)), "x"),
     )
-    return noise * fitted * size * own, terms
+    return min(felt * shape_of_loss(found, _params(model), power), log(model.n_vocab)), terms
 
 
-def interval(*labels: str) -> tuple[float, float]:
-    """10 % and 90 % quantiles of log(measured / predicted) of ln(ratio): of the first label that has them."""
-    table = document()["interval"]
-    row = next(table[label] for label in (*labels, "all") if label in table)
-    return float(row["low"]), float(row["high"])
+def shape_of_loss(noise: float, params: float, power: float) -> float:
+    """How the loss grows with the noise: 1 at the reference noise, but for the bend there."""
+    return float((noise / REFERENCE_NOISE) ** power * _bent(noise, params))
 
 
-def bit_range(bits: float) -> str:
-    """The range of bits whose errors are alike."""
-    if bits >= 6:
-        return "6-bits-up"
-    if bits >= 4:
-        return "4-to-6-bits"
-    return "3-to-4-bits" if bits >= 3 else "below-3-bits"
+def width(label: str, noise: float) -> float:
+    """Half-width of the 80 % interval of ln(loss) at a noise: of ``new-model``, ``known-model`` or ``published``."""
+    table = document()["interval"][label]
+    return float(table.get(noise_range(noise), table["all"]))
+
+
+def noise_range(noise: float) -> str:
+    """The range of noise whose errors are alike: of Q6_K and better, of 4- and 5-bit types, of 3-bit ones, of fewer."""
+    if noise < 0.0008:
+        return "like-6-bits"
+    if noise < 0.009:
+        return "like-4-bits"
+    return "like-3-bits" if noise < 0.035 else "like-2-bits"

@@ -11,7 +11,8 @@ from planner.core.model import ModelSpec, Tensor
 from planner.core.plan import Step
 from planner.methods import common, serving
 
-TYPES = ("4bit",)
+TYPES = ("4bit", "3bit")
+"""3 bits as in the AWQ paper: estimated when asked for, never proposed, as no kernel of vLLM reads it."""
 GROUP_SIZES = (32, 64, 128, -1)
 
 
@@ -36,19 +37,20 @@ def variant(type_: str, group_size: int | None = 128) -> Variant:
 @lru_cache(maxsize=512)
 def tensor_bytes(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
     """Per linear layer of ``K`` inputs and ``N`` outputs in ``G`` groups: packed weights ``K·N/2``,
-    packed zeros ``G·N/2``, fp16 scales ``2·G·N`` bytes; the rest stays 16-bit.
+    packed zeros ``G·N/2``, fp16 scales ``2·G·N`` bytes (the packed parts at 4 bits); the rest stays 16-bit.
 
     Source: layout of AutoAWQ's WQLinear_GEMM, https://github.com/casper-hansen/AutoAWQ.
     """
-    return tuple(_bytes(tensor, variant.group_size) for tensor in model.tensors)
+    bits = int(variant.type.removesuffix("bit"))
+    return tuple(_bytes(tensor, variant.group_size, bits) for tensor in model.tensors)
 
 
-def _bytes(tensor: Tensor, group_size: int | None) -> int:
+def _bytes(tensor: Tensor, group_size: int | None, bits: int) -> int:
     if not common.is_linear(tensor):
         return common.kept_bytes(tensor)
     rows_in, columns_out, count = common.matrices(tensor)
     groups = common.groups(rows_in, group_size)
-    return count * (rows_in * columns_out // 2 + groups * columns_out // 2 + 2 * groups * columns_out)
+    return count * (bits * (rows_in * columns_out + groups * columns_out) // 8 + 2 * groups * columns_out)
 
 
 @lru_cache(maxsize=512)

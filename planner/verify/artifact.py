@@ -28,7 +28,8 @@ from planner.verify.run import Progress, run_trial
 from planner.verify.trial import QUALITY, SPEED, QualityTrial, SpeedTrial, TrialRequest, TrialResult
 from planner.verify.verdicts import Measured, Verdict, all_ok, verdicts
 
-_HELD_OUT = "demo/heldout.txt"
+HELD_OUT = "demo/heldout.txt"
+"""The text, below ``data/``, that quality is measured on where none is given."""
 _NORMAL_80 = 1.2816
 """Half-width of a normal distribution's 80 % interval, in standard errors."""
 _QUALITY_SHARE = 0.5
@@ -118,14 +119,15 @@ def verify_artifact(
     quality = quality_trial.quality if quality_trial else None
     measured = {FILE_BYTES: _exact(sum(file.stat().st_size for file in files))}
     measured |= _speed_quantities(speed, notes) if speed else {}
-    measured |= _quality_quantities(quality) if quality else {}
+    measured |= quality_quantities(quality) if quality else {}
+    predicted = {expectation.quantity: expectation.predicted for expectation in expectations}
     judged = verdicts(expectations, measured, busy=_crowded(speed))
     tool = next((trial.tool_version for trial in (speed_trial, quality_trial) if trial), "")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return VerificationResult(
         artifact=str(artifact),
         measured=measured,
-        measurements=_measurements(measured, subject, placement, speed, hardware, expectations, tool, now),
+        measurements=_measurements(measured, subject, placement, speed, hardware, predicted, tool, now),
         verdicts=judged,
         ok=all_ok(judged),
         speed=speed,
@@ -201,7 +203,7 @@ def _quality(
     if reference is None:
         notes.append("quality was not measured: there is no 16-bit model to compare with")
         return None
-    chosen = text or data_path(_HELD_OUT)
+    chosen = text or data_path(HELD_OUT)
     missing = _why_not(Path(request.model_path), gguf_files(reference), chosen, text is None, hardware)
     if missing:
         notes.append(f"quality was not measured: {missing}")
@@ -261,7 +263,8 @@ def _speed_quantities(speed: SpeedTrial, notes: list[str]) -> dict[str, Measured
     }
 
 
-def _quality_quantities(quality: QualityTrial) -> dict[str, Measured]:
+def quality_quantities(quality: QualityTrial) -> dict[str, Measured]:
+    """Perplexity ratio and KL divergence with 80 % intervals by their standard errors; empty without a reference."""
     comparison = quality.comparison
     if comparison is None:
         return {}
@@ -280,11 +283,10 @@ def _measurements(
     placement: Placement,
     speed: SpeedTrial | None,
     hardware: HardwareProfile,
-    expectations: Sequence[Expectation],
+    predicted: Mapping[str, float],
     tool_version: str,
     now: str,
 ) -> tuple[Measurement, ...]:
-    predicted = {expectation.quantity: expectation.predicted for expectation in expectations}
     scale = {DECODE: subject.decode_weights_bytes, PREFILL: subject.prefill_weight_count}
     variant, conditions = subject.variant, _conditions(placement, speed)
     crowded = _crowded(speed)
@@ -313,6 +315,20 @@ def _measurements(
         for quantity, value in measured.items()
         if quantity not in crowded
     )
+
+
+def quality_measurements(
+    quality: QualityTrial,
+    subject: Subject,
+    placement: Placement,
+    hardware: HardwareProfile,
+    *,
+    predicted: Mapping[str, float],
+    tool_version: str,
+) -> tuple[Measurement, ...]:
+    """What later estimates may learn from a quality trial of its own."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return _measurements(quality_quantities(quality), subject, placement, None, hardware, predicted, tool_version, now)
 
 
 def _conditions(placement: Placement, speed: SpeedTrial | None) -> Conditions:

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 def work(asked: object, progress: Progress) -> TrialResult:
     """Carry out the request, telling what is being done and the fraction done."""
-    from planner.verify import native
-
     request = decode(TrialRequest, asked, what="the request")
     speed: SpeedTrial | None = None
     quality: QualityTrial | None = None
@@ -29,7 +27,17 @@ def work(asked: object, progress: Progress) -> TrialResult:
         quality = _quality(request, progress)
     else:
         raise InputError(f"{request.kind!r} is no kind of trial", hint=f"{SPEED} or {QUALITY}")
-    return TrialResult(speed=speed, quality=quality, tool_version=native.tool_version())
+    return TrialResult(speed=speed, quality=quality, tool_version=_tool_version(Path(request.model_path)))
+
+
+def _tool_version(model: Path) -> str:
+    if not model.is_dir():
+        from planner.verify import native
+
+        return native.tool_version()
+    from importlib.metadata import version
+
+    return f"transformers {version('transformers')}"
 
 
 def _speed(request: TrialRequest, progress: Progress) -> SpeedTrial:

@@ -1,4 +1,4 @@
-"""Perplexity and KL divergence of a GGUF file on a text, equal to llama-perplexity's. Runs only in a child."""
+"""Perplexity and KL divergence of a model on a text, as llama-perplexity defines them. Runs only in a child."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from planner.core.errors import InputError
 from planner.verify import native
@@ -22,12 +22,53 @@ _BATCH, _UBATCH = 2048, 512
 """llama-perplexity's defaults."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Scorer:
-    """A model with a context of one chunk."""
+class Engine(Protocol):
+    """A loaded model that scores chunks of tokens, whatever runs it."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits of a position."""
+
+    @property
+    def trained_context(self) -> int:
+        """Longest text that the model was trained with."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Tokens of ``text`` with the specials that the model puts around a text."""
+
+    def beginning(self) -> int | None:
+        """The BOS token, where the model wants one."""
+
+    def prepare(self, context: int) -> None:
+        """Make room for chunks of ``context`` tokens; called once, before the first."""
+
+    def logits(self, chunks: list[list[int]], first: int) -> NDArray[np.float32]:
+        """``[len(chunks), length - first, n_vocab]``: logits from position ``first`` on; valid until the next call."""
+
+
+@dataclass(slots=True)
+class _LlamaCpp:
+    """llama.cpp with a context of one batch of chunks."""
 
     model: native.Model
-    context: native.Context
+    stack: ExitStack
+    threads: int
+    vocab_size: int
+    trained_context: int
+    context: native.Context | None = None
+
+    def tokenize(self, text: str) -> list[int]:
+        return self.model.tokenize(text)
+
+    def beginning(self) -> int | None:
+        return self.model.beginning()
+
+    def prepare(self, context: int) -> None:
+        self.context = self.stack.enter_context(native.open_context(self.model, _options(context, self.threads)))
+
+    def logits(self, chunks: list[list[int]], first: int) -> NDArray[np.float32]:
+        assert self.context is not None
+        return self.context.logits(chunks, first)
 
 
 def measure_quality(
@@ -52,6 +93,9 @@ def measure_quality(
     token (where the model wants BOS), one trailing newline is dropped, and a last incomplete chunk is left out. The
     KV cache is f16 and flash attention is left to llama.cpp.
 
+    A GGUF file is run by llama.cpp, a checkpoint directory by transformers; text, windows and statistics are the same,
+    so that they compare.
+
     Args:
         context: tokens of a chunk; a model trained on shorter texts gets chunks of its length.
         max_chunks: at most so many chunks; ``None`` is all.
@@ -62,24 +106,28 @@ def measure_quality(
         InputError: the text is too short, or the models do not share a vocabulary.
         ExecutionFailed: logits are not finite, or llama.cpp cannot run a model.
     """
-    # Before numpy: a llama.cpp built for CUDA with a static libstdc++ that it exports (GCC 13, nvcc 13.0) crashes in
-    # print_info when numpy has loaded the shared one first.
-    native.library()
+    if not (model_path.is_dir() and (reference_path is None or reference_path.is_dir())):
+        # Before numpy: a llama.cpp built for CUDA with a static libstdc++ that it exports (GCC 13, nvcc 13.0) crashes
+        # in print_info when numpy has loaded the shared one first.
+        native.library()
     import numpy as np
 
     with ExitStack() as stack:
 
-        def opened(path: Path) -> native.Model:
-            return stack.enter_context(native.open_model(path, offload=offload, repack=repack, progress=progress))
+        def opened(path: Path) -> Engine:
+            if path.is_dir():
+                from planner.verify.torch_engine import open_checkpoint
 
-        def scorer_of(model: native.Model) -> _Scorer:
-            return _Scorer(model, stack.enter_context(native.open_context(model, _options(context, threads))))
+                return open_checkpoint(path, on_gpu=offload.gpu_layers > 0, threads=threads, progress=progress)
+            model = stack.enter_context(native.open_model(path, offload=offload, repack=repack, progress=progress))
+            return _LlamaCpp(model, stack, threads, model.vocab_size, model.trained_context)
 
-        model = opened(model_path)
-        context = min(context, model.trained_context)
-        scorer = scorer_of(model)
-        reference = None if reference_path is None else scorer_of(opened(reference_path))
-        tokens = _tokens(scorer.model, reference, text, context)
+        scorer = opened(model_path)
+        context = min(context, scorer.trained_context)
+        reference = None if reference_path is None else opened(reference_path)
+        tokens = _tokens(scorer, reference, text, context)
+        for engine in filter(None, (scorer, reference)):
+            engine.prepare(context)
         available = len(tokens) // context
         wanted = min(available, max_chunks or available)
         scores, first, done, began = Scores(), context // 2, 0, time.perf_counter()
@@ -115,14 +163,14 @@ def _options(context: int, threads: int) -> native.ContextOptions:
     )
 
 
-def _logits(scorer: _Scorer, chunks: list[list[int]], first: int) -> NDArray[np.float32]:
+def _logits(scorer: Engine, chunks: list[list[int]], first: int) -> NDArray[np.float32]:
     """Rows ``first`` to the last but one of each chunk: each predicts the token after it."""
-    beginning = scorer.model.beginning()
+    beginning = scorer.beginning()
     tokens = chunks if beginning is None else [[beginning, *chunk[1:]] for chunk in chunks]
-    return scorer.context.logits(tokens, first)[:, :-1]
+    return scorer.logits(tokens, first)[:, :-1]
 
 
-def _tokens(model: native.Model, reference: _Scorer | None, text: str, context: int) -> list[int]:
+def _tokens(model: Engine, reference: Engine | None, text: str, context: int) -> list[int]:
     text = text.removesuffix("\n")
     tokens = model.tokenize(text)
     if len(tokens) < 2 * context:  # as llama-perplexity: fewer than two chunks say too little
@@ -132,13 +180,11 @@ def _tokens(model: native.Model, reference: _Scorer | None, text: str, context: 
             hint="give a longer text with --text",
             code="text-too-short",
         )
-    if reference is not None and (
-        reference.model.vocab_size != model.vocab_size or reference.model.tokenize(text) != tokens
-    ):
+    if reference is not None and (reference.vocab_size != model.vocab_size or reference.tokenize(text) != tokens):
         raise InputError(
             "the reference is another model: its tokens differ",
-            numbers=f"{reference.model.vocab_size} entries in its vocabulary, {model.vocab_size} in the artifact's",
-            hint="the reference must be the 16-bit GGUF that the artifact was quantized from",
+            numbers=f"{reference.vocab_size} entries in its vocabulary, {model.vocab_size} in the artifact's",
+            hint="the reference must be the 16-bit model that the artifact was quantized from",
             code="other-vocabulary",
         )
     return tokens

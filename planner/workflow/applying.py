@@ -98,7 +98,7 @@ def apply(plan: Plan, options: ApplyOptions, watcher: Watcher) -> Outcome:
         place = _workplace(plan, options, here)
         steps = runner.pending(plan, output, reference_needed=True)
         made = runner.run_steps(plan, steps, place, watcher)
-        _remember(step_report.measurements(plan, _model_of(plan), here, made, steps, place.threads))
+        remember(step_report.measurements(plan, _model_of(plan), here, made, steps, place.threads))
         report = _verify_plan(plan, place, here, made, options, watcher)
         removed = () if options.keep_intermediate else runner.clean_up(plan, place)
     return Outcome(report=report, report_path=output / REPORT, removed=removed)
@@ -294,10 +294,10 @@ def _measure(
         progress=progress,
         budget_seconds=budget_seconds,
     )
-    return dataclasses.replace(result, notes=(*result.notes, *_remember(result.measurements)))
+    return dataclasses.replace(result, notes=(*result.notes, *remember(result.measurements)))
 
 
-def _remember(measurements: tuple[Measurement, ...]) -> tuple[str, ...]:
+def remember(measurements: tuple[Measurement, ...]) -> tuple[str, ...]:
     """Put measurements into the store; a store that cannot be written costs a note, not the result."""
     from planner.store import Store
 

@@ -1,0 +1,251 @@
+"""Fit the coefficients of planner/estimate/quality_model.py: a robust maximum a posteriori with derivatives.
+
+Every factor has a prior, so that a family, a type or a method with few rows stays near what is usual. A published loss
+has a relative and an absolute noise, and a row that disagrees by many times that counts in proportion, not squared.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import least_squares
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from quality_rows import Rows
+
+from planner.core.model import ModelSpec
+from planner.estimate import quality_noise
+from planner.estimate.quality_model import (
+    BENDS,
+    FAR_NOISE,
+    REFERENCE_NOISE,
+    REFERENCE_PARAMS,
+    REFERENCE_TOKENS,
+    families,
+    training_tokens,
+)
+from planner.methods import gguf_mix
+
+RELATIVE, ABSOLUTE = 0.12, 0.0008  # noise of one published ln(ratio)
+KIN_SIGMA = 0.25  # of the logarithm of two models' sensitivities told by their losses of accuracy
+LEAST = 2e-4  # losses below are noise
+LEAST_VALUES = {"size": 0.02, "size.small": 0.02, "bend.size": 0.0}  # a larger model of a family never loses more
+
+Array = np.ndarray
+
+# Mean and sigma of the logarithm of each factor before any row is seen.
+PRIORS = {
+    "scale": (np.log(0.045), 1.0),
+    "power": (1.0, 0.04),  # proportional: arXiv:2411.17525
+    "tokens": (0.5, 0.15),  # exponents of training tokens and size: arXiv:2411.17691 has 0.53 and 0.23
+    "size": (0.2, 0.1),
+    "size.small": (0.23, 0.08),  # below the reference size, where no row is
+    "bend": (0.1, 0.1),  # how much faster than in proportion the loss grows at the noise of 1- and 2-bit types
+    "bend.size": (0.1, 0.07),
+    "activations": (np.log(6e-5), 0.6),  # twice the error of Q8_0, which is what activations are rounded to
+    "class.K": (0.0, 0.15),
+    "class.I": (0.0, 0.15),
+    "class.legacy": (0.2, 0.2),
+    "class.micro": (0.0, 0.2),
+    "class.gptq": (-0.2, 0.3),
+    "class.awq": (-0.4, 0.3),
+    "class.bitsandbytes": (0.0, 0.3),
+    "class.none": (0.0, 0.3),
+    "type.bitsandbytes.int8": (2.5, 0.7),  # activations are INT8 too: a loss of about 0.001 (arXiv:2208.07339)
+    "imatrix.K": (0.0, 0.15),
+    "imatrix.I": (0.0, 0.15),
+    "imatrix.legacy": (0.0, 0.2),
+    "imatrix.micro": (0.0, 0.1),
+    "group.none": (0.2, 0.2),  # rows of real weights have outliers that the normal distribution lacks
+    "act_order": (-0.1, 0.1),
+}
+BY_KIND = {
+    "type.": (0.0, 0.15),
+    "family.": (0.0, 0.45),
+    "model.": (0.0, 0.2),
+    "slope.": (0.0, 0.05),
+    "role.": (0.0, 0.4),
+}
+ROLE_PRIORS = {
+    f"role.{gguf_mix.TOKEN_EMBEDDING}": (-1.5, 0.5),
+    f"role.{gguf_mix.ATTENTION_QKV}": (0.9, 0.3),
+}  # three in one
+
+
+def prior(name: str) -> tuple[float, float]:
+    """Mean and sigma of a parameter."""
+    known = PRIORS.get(name) or ROLE_PRIORS.get(name)
+    return known or next(values for start, values in BY_KIND.items() if name.startswith(start))
+
+
+def family_of(spec: ModelSpec) -> str:
+    """The family whose factor is fitted: the kin that shares all of it stands for a family without rows."""
+    row = families().get(spec.family)
+    return row["kin"] if row and row["kin_share"] == "1" else spec.family
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Fitted parameters by name; factors as logarithms."""
+
+    values: dict[str, float]
+
+    def of(self, name: str) -> float:
+        """The parameter, or the mean of its prior where no row told."""
+        return self.values[name] if name in self.values else prior(name)[0]
+
+
+class Problem:
+    """Residuals and their derivatives for the rows of a mask."""
+
+    def __init__(self, rows: Rows, mask: Array) -> None:
+        self.index = np.flatnonzero(mask)
+        chosen = np.isin(rows.entry_row, self.index)
+        self.rows, self.entries = rows, np.flatnonzero(chosen)
+        self.names = sorted(self._names())
+        self.at = {name: j for j, name in enumerate(self.names)}
+        self._matrices()
+        self.kin = np.array([self._level(a, a.name) - self._level(b, b.name) for a, b, _ in rows.pairs])
+        self.kin_target = np.array([ratio for *_, ratio in rows.pairs])
+        self.mean, self.sigma = np.array([prior(n) for n in self.names]).T
+        loss = np.maximum(rows.loss[self.index], LEAST)
+        self.target, self.noise = np.log(loss), np.sqrt(RELATIVE**2 + (ABSOLUTE / loss) ** 2)
+
+    def _names(self) -> set[str]:
+        rows = self.rows
+        names = {"scale", "power", "tokens", "size", "size.small", "bend", "bend.size", "activations"}
+        names |= {*(f"role.{r}" for r in quality_noise.ROLES)}
+        names |= {name for e in self.entries for name in rows.corrections[e]}
+        for i in self.index:
+            names |= {f"family.{family_of(rows.specs[i])}", f"model.{rows.models[i]}", f"slope.{rows.models[i]}"}
+        return names | {f"family.{family_of(spec)}" for a, b, _ in rows.pairs for spec in (a, b)}
+
+    def _matrices(self) -> None:
+        rows, width = self.rows, len(self.names)
+        place = {i: k for k, i in enumerate(self.index)}
+        self.owner = np.array([place[i] for i in rows.entry_row[self.entries]])
+        self.correct = np.zeros((len(self.entries), width))
+        self.role = np.zeros((len(self.entries), width))
+        for k, e in enumerate(self.entries):
+            for name, power in rows.corrections[e].items():
+                self.correct[k, self.at[name]] = power
+            self.role[k, self.at[f"role.{quality_noise.ROLES[rows.entry_role[e]]}"]] = 1
+        self.level = np.zeros((len(self.index), width))
+        self.slope, self.bend = np.zeros((len(self.index), width)), np.zeros((len(self.index), width))
+        for k, i in enumerate(self.index):
+            self.level[k] = self._level(rows.specs[i], rows.models[i])
+            size = np.log(rows.specs[i].parameter_count / REFERENCE_PARAMS)
+            self.bend[k, self.at["bend"]], self.bend[k, self.at["bend.size"]] = 1, -size
+            self.slope[k, self.at["power"]] = self.slope[k, self.at[f"slope.{rows.models[i]}"]] = 1
+
+    def _level(self, spec: ModelSpec, model: str) -> Array:
+        """Which parameters add up to the logarithm of a model's sensitivity."""
+        level = np.zeros(len(self.names))
+        for name in ("scale", f"family.{family_of(spec)}", f"model.{model}"):
+            if name in self.at:
+                level[self.at[name]] = 1
+        level[self.at["tokens"]] = np.log(training_tokens(spec) / REFERENCE_TOKENS)
+        size = np.log(spec.parameter_count / REFERENCE_PARAMS)
+        level[self.at["size" if size > 0 else "size.small"]] = -size
+        return level
+
+    def sums(self, values: Array) -> Array:
+        """Entries added up by row."""
+        out = np.zeros((len(self.index), *values.shape[1:]))
+        np.add.at(out, self.owner, values)
+        return out
+
+    def _parts(self, theta: Array) -> tuple[Array, ...]:
+        """Weights of the entries and their errors, both summed by row too, and the activations' error by row."""
+        rows, e = self.rows, self.entries
+        weight = np.exp(self.role @ theta) * rows.entry_fraction[e]
+        part = weight * rows.entry_error[e] * np.exp(self.correct @ theta)
+        activations = np.exp(theta[self.at["activations"]]) * rows.rounded[self.index]
+        return weight, part, self.sums(weight), self.sums(part), activations
+
+    def noise_of(self, theta: Array) -> Array:
+        """Noise of the weights by row."""
+        _, _, weights, parts, activations = self._parts(theta)
+        return parts / weights + activations
+
+    def predict(self, theta: Array) -> tuple[Array, Array]:
+        """ln of the predicted loss, ``[rows]``, and its derivatives, ``[rows, parameters]``."""
+        weight, part, weights, parts, activations = self._parts(theta)
+        noise = parts / weights + activations
+        slope = self.slope @ theta
+        log_noise = np.log(noise / REFERENCE_NOISE)
+        d_parts = self.sums(part[:, None] * (self.role + self.correct)) / weights[:, None]
+        d_weights = (parts / weights**2)[:, None] * self.sums(weight[:, None] * self.role)
+        d_noise = d_parts - d_weights
+        d_noise[:, self.at["activations"]] += activations
+        bend, far = self.bend @ theta, noise / FAR_NOISE
+        free = (bend > BENDS[0]) & (bend < BENDS[1])
+        bend = np.clip(bend, *BENDS)
+        derivative = (
+            self.level + self.slope * log_noise[:, None] + (slope / noise + bend / FAR_NOISE)[:, None] * d_noise
+        )
+        derivative += (free * far)[:, None] * self.bend
+        return self.level @ theta + slope * log_noise + bend * far, derivative
+
+    def residuals(self, theta: Array) -> Array:
+        """Errors over their noise, large ones softened, then the distances from the priors."""
+        z = (self.predict(theta)[0] - self.target) / self.noise
+        soft = np.sign(z) * np.sqrt(2 * (np.sqrt(1 + z * z) - 1))
+        kin = (self.kin @ theta - self.kin_target) / KIN_SIGMA
+        return np.concatenate([soft, kin, (theta - self.mean) / self.sigma])
+
+    def jacobian(self, theta: Array) -> Array:
+        """Derivatives of :meth:`residuals`."""
+        value, derivative = self.predict(theta)
+        z = (value - self.target) / self.noise
+        soft = np.sqrt(2 * (np.sqrt(1 + z * z) - 1))
+        by_z = np.where(np.abs(z) < 1e-6, 1.0, np.abs(z) / (np.sqrt(1 + z * z) * np.maximum(soft, 1e-12)))
+        return np.vstack([(by_z / self.noise)[:, None] * derivative, self.kin / KIN_SIGMA, np.diag(1 / self.sigma)])
+
+    def solve(self) -> Fit:
+        """The most probable parameters."""
+        low = np.array([LEAST_VALUES.get(name, -np.inf) for name in self.names])
+        found = least_squares(self.residuals, self.mean, jac=self.jacobian, bounds=(low, np.inf)).x
+        return Fit(dict(zip(self.names, (float(v) for v in found), strict=True)))
+
+
+def fit(rows: Rows, mask: Array) -> Fit:
+    """Parameters from the rows of ``mask``."""
+    return Problem(rows, mask).solve()
+
+
+def predict(rows: Rows, found: Fit, mask: Array) -> Array:
+    """ln(ratio) of the rows of ``mask``."""
+    problem = Problem(rows, mask)
+    return np.exp(problem.predict(np.array([found.of(name) for name in problem.names]))[0])
+
+
+def leave_out(rows: Rows, groups: Iterable[Array]) -> Array:
+    """Prediction of each group of rows by a fit without it."""
+    out = np.full(len(rows), np.nan)
+    for mine in groups:
+        out[mine] = predict(rows, fit(rows, ~mine), mine)
+    return out
+
+
+def leave_one_model_out(rows: Rows) -> Array:
+    """Each row predicted without any row of its model."""
+    return leave_out(rows, (rows.models == m for m in sorted(set(rows.models))))
+
+
+def leave_one_type_out(rows: Rows) -> Array:
+    """Each (model, variant) predicted with the model's other variants known."""
+    pairs = sorted(set(zip(rows.models, rows.labels, strict=True)))
+    return leave_out(rows, ((rows.models == m) & (rows.labels == label) for m, label in pairs))
+
+
+def noise_of(rows: Rows, found: Fit) -> Array:
+    """Noise of the weights of every row."""
+    problem = Problem(rows, np.ones(len(rows), bool))
+    theta = np.array([found.of(name) for name in problem.names])
+    return problem.noise_of(theta)

@@ -1,0 +1,118 @@
+"""``qplan frontier MODEL``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from planner.cli.options import existing, json_option, profile_option, workload_options
+from planner.cli.output import console, escape, print_json, short_rate, table
+from planner.core.errors import Exit, UsageError
+from planner.core.units import format_bytes
+from planner.core.workload import Workload
+
+if TYPE_CHECKING:
+    from planner.decide.frontier import Point
+    from planner.workflow.frontier import Frontier
+
+ROWS = 20
+"""Lines of the plot."""
+WIDE = 100
+"""On a narrower terminal the ranges give way; ``--json`` and the drawings have them."""
+FORMATS = (".svg", ".html")
+
+
+@click.command("frontier")
+@click.argument("model")
+@profile_option
+@workload_options
+@click.option("--output", metavar="FILE", help="Also draw it into FILE.svg or FILE.html.")
+@json_option
+def command(model: str, profile: str | None, workload: Workload, output: str | None, as_json: bool) -> int:
+    """Draw what size, quality and speed cost each other when MODEL runs on this machine.
+
+    Every way that fits is a point; the recommended one is marked, and those that another beats in all three are dim.
+    """
+    from planner.workflow.frontier import document, frontier
+
+    path = None if output is None else _checked(existing(output))
+    found = frontier(model, workload, profile=profile)
+    if path is not None and found.points:
+        _draw(found, path)
+    if as_json:
+        print_json(document(found))
+    elif found.points:
+        show(found)
+    else:
+        from planner.cli.recommend import show as show_recommendation
+
+        show_recommendation(found.answer, verbose=False)
+    return Exit.DONE if found.points else Exit.NOTHING_FITS
+
+
+def _checked(path: Path) -> Path:
+    """The path, if its ending is one that can be drawn and its folder is there.
+
+    Raises:
+        UsageError: naming what would do.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"{path.name} is no drawing qplan makes", hint=f"end it in {' or '.join(FORMATS)}")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"there is no folder {path.absolute().parent}", hint="make it first")
+    return path
+
+
+def _draw(found: Frontier, path: Path) -> None:
+    from planner.cli.chart_svg import html, svg
+    from planner.core.codec import write_atomically
+
+    write_atomically(path, svg(found) + "\n" if path.suffix.lower() == ".svg" else html(found))
+    click.echo(f"wrote {path}", err=True)
+
+
+def show(found: Frontier) -> None:
+    """The plot with its table."""
+    from planner.cli.chart import dots, terminal
+
+    out, model, hardware = console(), found.answer.model, found.answer.hardware
+    out.print(
+        f"[bold]{escape(model.name)}[/] on {escape(hardware.name)}, {found.answer.workload.context} tokens of context"
+    )
+    drawn = dots(found.points)
+    if drawn:
+        out.print(terminal(drawn, min(out.width, 110), ROWS), end="")
+        out.print("[dim]★ recommended  ● GGUF  ▲ AWQ  ◆ GPTQ  ■ bitsandbytes  ○ 16-bit  · beaten by another[/]")
+    heads = ("way", "file>", "perplexity %>", "80 %>", "decode t/s>", "80 %>", "better")
+    kept = [i for i, head in enumerate(heads) if out.width >= WIDE or head != "80 %>"]
+    rows = table(*(heads[i] for i in kept))
+    for point in found.points:
+        cells = _row(point)
+        rows.add_row(*(cells[i] for i in kept), style="bold" if point.chosen else "" if point.on_front else "dim")
+    out.print(rows)
+    for note in found.answer.notes:
+        out.print(f"[dim]note: {escape(note)}[/]")
+
+
+def _row(point: Point) -> tuple[str, ...]:
+    estimate = point.candidate.estimate
+    ratio, decode = estimate.quality.perplexity_ratio, estimate.speed.decode
+    loss = (
+        ("unknown", "")
+        if ratio is None
+        else (_percent(ratio.value), f"{_percent(ratio.low)} to {_percent(ratio.high)}")
+    )
+    speed = ("unknown", "") if decode is None else (
+        short_rate(decode.value),
+        f"{short_rate(decode.low)}-{short_rate(decode.high)}",
+    )  # fmt: skip
+    better = point.beaten_by.variant.label() if point.beaten_by else "" if point.on_front else "not comparable"
+    mark = "★ " if point.chosen else "  "
+    name = f"{mark}{point.candidate.variant.label()}"
+    return name, format_bytes(estimate.size.file_bytes), *loss, *speed, better
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.2f}"

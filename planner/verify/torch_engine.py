@@ -1,0 +1,134 @@
+"""A checkpoint directory run by transformers: 16-bit, or quantized by what transformers itself loads. Only in a child.
+
+GPTQ, AWQ, bitsandbytes and the like are loaded by transformers' own quantizers, as users run them. Weights in 16 bits
+are computed in float32 on a CPU, which is exact and what llama.cpp does with an F16 file; a GPU takes them as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planner.core.errors import ExecutionFailed, InputError, MissingDependency
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_UNLIMITED = 1 << 20
+"""Context of a model whose configuration states none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A loaded model with its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    vocab_size: int
+    trained_context: int
+
+    def tokenize(self, text: str) -> list[int]:
+        """Tokens of ``text`` with the specials that the model puts around a text; markup in it is plain text."""
+        found: list[int] = self.tokenizer(
+            text, add_special_tokens=True, split_special_tokens=True, verbose=False
+        ).input_ids
+        return found
+
+    def beginning(self) -> int | None:
+        """The BOS token, where the tokenizer puts one before a text."""
+        first = self.tokenizer("a", add_special_tokens=True).input_ids[0]
+        return int(first) if first == self.tokenizer.bos_token_id else None
+
+    def prepare(self, context: int) -> None:
+        """Nothing: a forward pass without a cache needs no context."""
+
+    def logits(self, chunks: list[list[int]], first: int) -> NDArray[np.float32]:
+        """Logits from position ``first`` on, one chunk at a time: ``[len(chunks), length - first, n_vocab]``."""
+        import numpy as np
+        import torch
+
+        out = np.empty((len(chunks), len(chunks[0]) - first, self.vocab_size), np.float32)
+        with torch.inference_mode():
+            for made, chunk in zip(out, chunks, strict=True):
+                tokens = torch.tensor([chunk], device=self.model.device)
+                logits = self.model(input_ids=tokens, use_cache=False, logits_to_keep=len(chunk) - first).logits
+                made[:] = logits[0, -len(made) :].float().cpu().numpy()
+        return out
+
+
+def open_checkpoint(path: Path, *, on_gpu: bool, threads: int, progress: Callable[[str, float], None]) -> Checkpoint:
+    """Load a checkpoint directory; only safetensors, and no code from it is run.
+
+    Raises:
+        MissingDependency: torch, transformers or what the checkpoint's quantization needs is not installed.
+        InputError: transformers cannot load it.
+        ExecutionFailed: the memory does not suffice.
+    """
+    progress(f"load {path.name}", 0.0)
+    torch, transformers = _libraries()
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(threads)
+    cuda = on_gpu and torch.cuda.is_available()
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        exact = getattr(config, "quantization_config", None) is None and not cuda
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            path,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32 if exact else "auto",
+            device_map="cuda" if cuda else None,
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except ImportError as error:
+        raise MissingDependency(
+            f"{path.name} is quantized in a way that needs another package", numbers=str(error), hint=_package(path)
+        ) from None
+    except torch.OutOfMemoryError as error:
+        raise ExecutionFailed(f"{path.name} does not fit in memory", numbers=str(error), code="no-memory") from None
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"transformers cannot load {path}",
+            numbers=str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__,
+            hint="give a checkpoint directory with config.json, safetensors files and a tokenizer",
+            code="model-refused",
+        ) from None
+    model.eval()
+    progress(f"load {path.name}", 1.0)
+    text_config = config.get_text_config()
+    context = int(getattr(text_config, "max_position_embeddings", None) or _UNLIMITED)
+    return Checkpoint(model, tokenizer, int(text_config.vocab_size), context)
+
+
+def _libraries() -> tuple[Any, Any]:
+    """``torch`` and ``transformers``.
+
+    Raises:
+        MissingDependency: one is not installed.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise MissingDependency(
+            "torch and transformers are needed to measure a checkpoint directory",
+            numbers=str(error),
+            hint="`pip install transformers torch`, or measure its GGUF file",
+        ) from None
+    return torch, transformers
+
+
+_PACKAGES = {"gptq": "gptqmodel", "awq": "gptqmodel", "bitsandbytes": "bitsandbytes accelerate"}
+
+
+def _package(path: Path) -> str:
+    """How to install what a checkpoint's quantization needs."""
+    from planner.models.directory import read_config
+
+    method = str((read_config(path).get("quantization_config") or {}).get("quant_method", ""))
+    wanted = _PACKAGES.get(method)
+    return f"`pip install {wanted}`" if wanted else f"its quantization is {method!r}; see transformers' documentation"
