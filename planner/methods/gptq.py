@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from planner.core.candidate import Candidate, Rejection, Variant
+from planner.core.candidate import Candidate, KernelUse, Placement, Rejection, Variant
 from planner.core.estimates import SizeEstimate
 from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec, Tensor
 from planner.core.plan import Step
 from planner.methods import common, serving
+from planner.runtimes import kernels
 
 TYPES = ("4bit", "3bit", "8bit", "2bit")
 GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024, -1)
@@ -17,9 +18,11 @@ GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024, -1)
 
 
 def variants(model: ModelSpec) -> tuple[Variant, ...]:
-    """Every width at group size 128 with activation order; below 8 bits also the finest groups."""
-    coarse = tuple(variant(type_, 128) for type_ in TYPES)
-    return coarse + tuple(variant(type_, 32) for type_ in TYPES if type_ != "8bit")
+    """Every width at group size 128; below 8 bits also the finest groups; activation order where vLLM reads it."""
+    sizes = [(type_, 128) for type_ in TYPES] + [(type_, 32) for type_ in TYPES if type_ != "8bit"]
+    return tuple(
+        variant(type_, size, act_order=kernels.takes_act_order("vllm", "gptq", type_)) for type_, size in sizes
+    )
 
 
 def variant(type_: str, group_size: int | None = 128, *, act_order: bool = True) -> Variant:
@@ -69,8 +72,15 @@ def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
 
 
 def blockers(model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> tuple[Rejection, ...]:
-    """A missing or too old GPU; an input dimension that no group divides."""
-    return common.gpu_blockers(variant, hardware) + common.group_blockers(model, variant)
+    """No kernel of vLLM for it here: the GPU, the group size, or a matrix that no group divides."""
+    return common.kernel_blockers(model, variant, hardware)
+
+
+def kernel(
+    model: ModelSpec, variant: Variant, placement: Placement, hardware: HardwareProfile
+) -> KernelUse | Rejection:
+    """The kernel that its runtime takes at the placement's tensor parallelism, or the row that forbids it."""
+    return common.kernel(model, variant, hardware, placement.tensor_parallel)
 
 
 def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
