@@ -77,4 +77,4 @@ def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
 def commands(model: ModelSpec, candidate: Candidate) -> dict[str, str]:
     """GPTQModel's AWQ to quantize (AutoAWQ is deprecated upstream), vLLM and transformers to run."""
     quantize = serving.gptqmodel_script(model, candidate.variant, 'quant_method="awq", format="gemm"')
-    return {"quantize": quantize, **serving.vllm(model, candidate, "awq")}
+    return {"quantize": quantize, **serving.vllm(model, candidate)}

@@ -92,4 +92,4 @@ def commands(model: ModelSpec, candidate: Candidate) -> dict[str, str]:
     """GPTQModel to quantize, vLLM and transformers to run."""
     act_order = f"desc_act={candidate.variant.act_order}, sym=True"
     quantize = serving.gptqmodel_script(model, candidate.variant, act_order)
-    return {"quantize": quantize, **serving.vllm(model, candidate, "gptq")}
+    return {"quantize": quantize, **serving.vllm(model, candidate)}

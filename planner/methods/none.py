@@ -79,8 +79,7 @@ def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
 
 def commands(model: ModelSpec, candidate: Candidate) -> dict[str, str]:
     """vLLM and transformers, on the weights as published; vLLM makes FP8 of them while it loads."""
-    found = serving.vllm(model, candidate, None)
     if candidate.variant.type != FP8:
-        return {"quantize": "nothing to do: the published weights are used", **found}
-    serve = f"{found['serve']} --quantization fp8"
+        return {"quantize": "nothing to do: the published weights are used", **serving.vllm(model, candidate)}
+    serve = serving.vllm(model, candidate)["serve"]
     return {"quantize": "nothing to do: vLLM makes FP8 of the published weights as it loads them", "serve": serve}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from planner.core.codec import decode
 from planner.execute.process import ChildDied, run_child
+from planner.runtimes.service import visible_gpus
 from planner.verify.trial import TrialRequest, TrialResult
 
 Progress = Callable[[str, float], None]
@@ -61,18 +62,7 @@ def _attempt(request: TrialRequest, progress: Progress | None, timeout_seconds: 
             what=f"measuring {request.kind}",
             log=Path(folder) / "log",
             progress=progress,
-            environment=_environment(request),
+            environment=visible_gpus(request.placement, os.environ),
             timeout_seconds=timeout_seconds or _STARTUP_SECONDS + _TIMES_BUDGET * request.budget_seconds,
         )
     return decode(TrialResult, answer, what="the measuring process's answer")
-
-
-def _environment(request: TrialRequest) -> dict[str, str]:
-    """Which GPUs llama.cpp may see: the plan's, in NVML's order, which the profile follows."""
-    count = request.placement.gpu_count
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return {}
-    if request.placement.gpu_layers == 0 and count == 0:
-        return {"CUDA_VISIBLE_DEVICES": "-1"}  # else llama.cpp would lend the GPU for long prompts
-    visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(count)))} if count else {}
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", **visible}
