@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "check": ("check", "check that a plan can be applied here and now"),
     "apply": ("apply", "carry a plan out and measure the result"),
     "verify": ("verify", "measure an artifact again"),
+    "serve": ("serve", "start the right server with a plan's settings, or print how"),
     "probe": ("probe", "show what this machine has"),
     "models": ("models", "list the models known by name, or show one"),
     "methods": ("methods", "list the quantization methods"),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from planner.core.candidate import Candidate, Rejection
+    from planner.core.candidate import Candidate, KernelUse, Rejection
     from planner.core.estimates import DeviceMemory
     from planner.workflow.recommend import Recommendation
     from planner.workflow.what_if import WhatIf
@@ -127,9 +127,17 @@ def _choice(out: Console, chosen: Candidate) -> None:
         ),
         ("quality", quality_line(chosen)),
     ]
+    if chosen.kernel is not None:
+        rows.append(("kernel", kernel_line(chosen.kernel)))
     for name, text in rows:
         out.print(f"  [dim]{name:<8}[/] {text}")
     out.print()
+
+
+def kernel_line(kernel: KernelUse) -> str:
+    """The kernel and the version that is true for; a slow one with what would get a faster."""
+    slow = f", slow: {escape(kernel.text)}. Instead: {escape(kernel.fix)}" if kernel.speed != "fast" else ""
+    return f"{escape(kernel.name)}{slow}  [dim]\\[{kernel.id}] {escape(kernel.version)}[/]"
 
 
 def basis(candidate: Candidate) -> str:

@@ -19,14 +19,12 @@ GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024, -1)
 
 def variants(model: ModelSpec) -> tuple[Variant, ...]:
     """Every width at group size 128; below 8 bits also the finest groups; activation order where vLLM reads it."""
-    sizes = [(type_, 128) for type_ in TYPES] + [(type_, 32) for type_ in TYPES if type_ != "8bit"]
-    return tuple(
-        variant(type_, size, act_order=kernels.takes_act_order("vllm", "gptq", type_)) for type_, size in sizes
-    )
+    coarse = tuple(variant(type_, 128) for type_ in TYPES)
+    return coarse + tuple(variant(type_, 32) for type_ in TYPES if type_ != "8bit")
 
 
-def variant(type_: str, group_size: int | None = 128, *, act_order: bool = True) -> Variant:
-    """The variant of a type and group size.
+def variant(type_: str, group_size: int | None = 128, *, act_order: bool | None = None) -> Variant:
+    """The variant of a type and group size, in activation order if so asked or, unasked, where vLLM reads it.
 
     Raises:
         UsageError: GPTQ has no such type or group size.
@@ -35,7 +33,8 @@ def variant(type_: str, group_size: int | None = 128, *, act_order: bool = True)
         raise common.unknown_type("gptq", type_, TYPES)
     if group_size is not None and group_size not in GROUP_SIZES:
         raise common.unknown_group_size("gptq", group_size, GROUP_SIZES)
-    return Variant(method="gptq", format="gptq", runtime="vllm", type=type_, group_size=group_size, act_order=act_order)
+    ordered = kernels.takes_act_order("vllm", "gptq", type_) if act_order is None else act_order
+    return Variant(method="gptq", format="gptq", runtime="vllm", type=type_, group_size=group_size, act_order=ordered)
 
 
 def bits(variant: Variant) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from planner.core.candidate import Candidate, Variant
+from planner.core.errors import UsageError
 from planner.core.model import ModelSpec
 from planner.runtimes import exports, snippets
 from planner.runtimes.commands import command
@@ -79,8 +80,16 @@ def llama_cpp(model: ModelSpec, candidate: Candidate) -> dict[str, str]:
         "quantize": _llama_quantize(model, candidate.variant),
         "serve": command("llama-server", service).text(),
         "python": snippets.llama_cpp(service),
-        "ollama": exports.modelfile(service),
+        "ollama": _ollama(service),
     }
+
+
+def _ollama(service: Service) -> str:
+    """The Modelfile, or why there is none: a name that it cannot hold spoils no recommendation."""
+    try:
+        return exports.modelfile(service)
+    except UsageError as error:
+        return f"# {error.what}"
 
 
 def _llama_quantize(model: ModelSpec, variant: Variant) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -115,14 +116,16 @@ def kubernetes(service: Service, server_name: str | None = None) -> str:
         UsageError: the server has no image.
     """
     try:
-        import yaml
+        import yaml  # type: ignore[import-untyped]
     except ImportError:
         raise MissingDependency("a manifest needs PyYAML", hint="`pip install pyyaml`") from None
 
     name = _with_image(service, server_name)
     if name == "tgi":
         raise UsageError("there is no manifest for TGI", hint="--server vllm, or --print docker", code="no-manifest")
-    documents = [_deployment(service, name), _service(service)]
+    documents = json.loads(
+        json.dumps([_deployment(service, name), _service(service)])
+    )  # no part twice: no YAML anchors
     text: str = yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120)
     return text.rstrip("\n")
 

@@ -164,6 +164,17 @@ def takes_act_order(runtime: str, method: str, type_: str) -> bool:
     return any(row.act_order for row in having)
 
 
+def reading(variant: Variant) -> KernelUse | None:
+    """The first kernel of the variant's runtime that reads such weights, whatever the machine: what must be said to it.
+
+    ``None`` for GGUF files, where the device decides.
+    """
+    if variant.format == "gguf":
+        return None
+    rows = kernels_of(variant.runtime, variant.method)
+    return next((row.used() for row in rows if not _weight_reasons(row, variant, 1)), None)
+
+
 def validate(
     variant: Variant,
     matrices: Iterable[Matrix],

@@ -16,7 +16,8 @@ from planner.verify.trial import TrialRequest, TrialResult
 
 Progress = Callable[[str, float], None]
 
-_FAULTS = (signal.SIGSEGV, signal.SIGILL)
+FAULTS = (signal.SIGSEGV, signal.SIGILL)
+"""How a child dies of llama.cpp's CPU-specific kernels where the processor lacks what it announces."""
 _STARTUP_SECONDS = 600.0
 """Loading a large file from a slow disk: 70 GB at 120 MB/s."""
 _TIMES_BUDGET = 5.0
@@ -48,7 +49,7 @@ def run_trial(
     try:
         return _attempt(request, progress, timeout_seconds)
     except ChildDied as error:
-        if not request.repack or error.signal_number not in _FAULTS:
+        if not request.repack or error.signal_number not in FAULTS:
             raise
     result = _attempt(replace(request, repack=False), progress, timeout_seconds)
     return replace(result, notes=(*result.notes, NO_REPACK_NOTE))
