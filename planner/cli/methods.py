@@ -87,12 +87,12 @@ def _methods(out: Console, rows: tuple[MethodRow, ...]) -> None:
 
 
 def _runtimes(out: Console, rows: tuple[Runtime, ...]) -> None:
-    from planner.runtimes.service import server
     from planner.workflow.serving import missing
 
     made = table("runtime", "formats it reads", "servers", "version")
     for row in rows:
-        servers = [f"{name}{'' if missing(server(name)) else ' (installed)'}" for name in row.servers]
+        named = [server for server in _servers() if server.runtime == row.name]
+        servers = [f"{server.name}{'' if missing(server) else ' (installed)'}" for server in named]
         made.add_row(row.name, ", ".join(row.formats), ", ".join(servers) or "-", row.version)
     out.print(made)
 

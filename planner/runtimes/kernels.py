@@ -19,12 +19,11 @@ CPU = "cpu"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """A row of the runtime table: which file layouts it takes, and the servers that bring it."""
+    """A row of the runtime table: which file layouts it reads."""
 
     name: str
     title: str
     formats: tuple[str, ...]
-    servers: tuple[str, ...]
     version: str
     source: str
     date: str
@@ -115,8 +114,8 @@ class Broken:
 
     row: Kernel
     reason: str
-    count: int
-    """How many of its conditions do not hold."""
+    distance: tuple[bool, int]
+    """Whether it is for another kind of device, and how many of its conditions do not hold."""
 
 
 @cache
@@ -197,9 +196,8 @@ def validate(
     for row, why in zip(rows, broken, strict=True):
         if why is None:
             return row.used() if row.predicted else _unpredicted(variant, row)
-    near = sorted((b for b in broken if b is not None), key=lambda b: b.count)
-    last = [b for b in near if b.count == near[0].count][-1:]  # of equals the least demanding, which is tried last
-    return _rejected(variant, last[0] if last else None)
+    near = [b for b in reversed(broken) if b is not None]  # of equals the least demanding, which is tried last
+    return _rejected(variant, min(near, key=lambda b: b.distance, default=None))
 
 
 def _unpredicted(variant: Variant, row: Kernel) -> Rejection:
@@ -233,7 +231,13 @@ def _broken(
         *_weight_reasons(row, variant, tensor_parallel),
         *_shape_reasons(row, variant, matrices, tensor_parallel),
     ]
-    return Broken(row, reasons[0], len(reasons)) if reasons else None
+    return Broken(row, reasons[0], (_for_another_device(row, gpus), len(reasons))) if reasons else None
+
+
+def _for_another_device(row: Kernel, gpus: tuple[Gpu, ...]) -> bool:
+    if row.vendor is None:
+        return False
+    return row.vendor not in ({gpu.vendor for gpu in gpus} or {CPU})
 
 
 def _machine_reasons(row: Kernel, hardware: HardwareProfile, gpus: tuple[Gpu, ...]) -> list[str]:

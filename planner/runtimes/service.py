@@ -12,6 +12,7 @@ from typing import Any
 from planner.core.candidate import Candidate, KernelUse, Placement, Variant
 from planner.core.data import data_path
 from planner.core.errors import UsageError
+from planner.runtimes.kernels import runtimes
 
 HOST = "127.0.0.1"
 PORT = 8080
@@ -25,7 +26,6 @@ class Server:
     name: str
     runtime: str
     program: str
-    formats: tuple[str, ...]
     version: str
     ready: str
     """Path that answers 200 once it serves."""
@@ -35,6 +35,11 @@ class Server:
     options: tuple[str, ...]
     image: str | None = None
     image_cuda: str | None = None
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """File layouts that its runtime reads."""
+        return next(row.formats for row in runtimes() if row.name == self.runtime)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +101,7 @@ class Command:
 def servers() -> tuple[Server, ...]:
     """All servers, in the table's order."""
     rows: list[dict[str, Any]] = tomllib.loads(data_path("servers.toml").read_text("utf-8"))["server"]
-    return tuple(Server(**{**row, "formats": tuple(row["formats"]), "options": tuple(row["options"])}) for row in rows)
+    return tuple(Server(**{**row, "options": tuple(row["options"])}) for row in rows)
 
 
 def server(name: str) -> Server:
