@@ -70,6 +70,14 @@ def test_act_order_is_refused_where_vllm_dropped_it() -> None:
     assert isinstance(kept, KernelUse) and kept.id == "gptqmodel-gptq-marlin"
 
 
+def test_a_layout_that_the_runtime_does_not_read_is_refused() -> None:
+    gemv = dataclasses.replace(AWQ, format="awq-gemv")
+    found = validate(gemv, SQUARE, survey("rtx-4090"))
+    assert isinstance(found, Rejection) and found.rule == "vllm-formats" and "awq-gemm" in found.reason
+    there = validate(dataclasses.replace(gemv, runtime="transformers"), SQUARE, survey("rtx-4090"))
+    assert isinstance(there, KernelUse)
+
+
 def test_two_and_three_bits_must_be_asked_for() -> None:
     found = common.kernel(models.resolve("llama-2-7b"), GPTQ[3], survey("rtx-4090"))
     assert isinstance(found, KernelUse) and dict(found.arguments) == {"quantization": "humming"}

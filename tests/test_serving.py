@@ -34,7 +34,8 @@ from planner.runtimes.commands import command
 from planner.runtimes.service import Service, server, servers, visible_gpus
 from planner.serve import python_server
 from planner.serve.run import check_port
-from planner.workflow.serving import Options, prepare
+from planner.workflow.serve_target import Options
+from planner.workflow.serving import prepare
 from tests.conftest import Qplan, hear_ctrl_c
 from tests.verify_fixtures import write_tiny_llama
 

@@ -243,7 +243,8 @@ def _rejections(out: Console, answer: Recommendation, verbose: bool) -> None:
     """Rejected variants, those of one reason in one line, lack of memory first."""
     lines: dict[str, list[str]] = {}
     for item in sorted(answer.decision.rejected, key=lambda item: item.rule != "memory"):
-        reason = f"{item.reason}{_numbers(item)} [dim]\\[{item.rule}][/]"
+        source = f" {escape(item.source)}" if verbose and item.source else ""
+        reason = f"{escape(item.reason)}{_numbers(item)} [dim]\\[{item.rule}]{source}[/]"
         lines.setdefault(reason, []).append(method_and_type(item.method, item.type))
     if not lines:
         return
@@ -282,7 +283,9 @@ def _commands(out: Console, answer: Recommendation, chosen: Candidate) -> None:
     if answer.model.source.kind != "size" and answer.model.file_type is None:
         out.print("[bold]Do it[/]")
         out.print(
-            f"  qplan plan {shlex.quote(location)} -o plan.json && qplan apply plan.json", soft_wrap=True, markup=False
+            f"  qplan plan {shlex.quote(location)} -o plan.json && qplan apply plan.json && qplan serve plan.json",
+            soft_wrap=True,
+            markup=False,
         )
     if not methods.row(chosen.variant.method).executable:
         out.print(f"  which plans the best that apply can carry out; {chosen.variant.method} goes by hand:")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from planner.serve.run import Running
+    from planner.workflow.serve_target import Options
     from planner.workflow.serving import Prepared
 
 FORMS = ("command", "modelfile", "kubernetes", "docker", "python")
@@ -63,8 +64,8 @@ def command(target: str, form: str | None, server: str | None, timeout: float, a
     return Exit.DONE
 
 
-def _options(server: str | None, given: dict[str, Any]) -> Any:
-    from planner.workflow.serving import Options
+def _options(server: str | None, given: dict[str, Any]) -> Options:
+    from planner.workflow.serve_target import Options
 
     paths = {name: existing(given[name]) if given[name] else None for name in ("output", "chat_template")}
     attention = given.pop("flash_attention")

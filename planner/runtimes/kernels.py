@@ -189,6 +189,9 @@ def validate(
         gpus_used: False: all layers on the CPU, whatever GPUs there are.
         tensor_parallel: GPUs that each matrix is split over.
     """
+    refusal = _format_refusal(variant)
+    if refusal is not None:
+        return refusal
     rows = kernels_of(variant.runtime, variant.method)
     shapes = tuple(matrices)
     machine = hardware.gpus if gpus_used else ()
@@ -200,21 +203,30 @@ def validate(
     return _rejected(variant, min(near, key=lambda b: b.distance, default=None))
 
 
+def _format_refusal(variant: Variant) -> Rejection | None:
+    """Why the runtime cannot read the variant's file layout."""
+    row = next((row for row in runtimes() if row.name == variant.runtime), None)
+    if row is None or variant.format in row.formats:
+        return None
+    reason = f"{row.title} does not read {variant.format}; it reads {', '.join(row.formats)}"
+    return _rejection(variant, row, reason, rule=f"{row.name}-formats")
+
+
 def _unpredicted(variant: Variant, row: Kernel) -> Rejection:
     reason = f"{row.text}; qplan has no estimate for it, {row.fix or 'so it is not recommended'}"
-    return _rejection(variant, row, reason)
+    return _rejection(variant, row, reason, rule=row.id)
 
 
 def _rejected(variant: Variant, nearest: Broken | None) -> Rejection:
     if nearest is None:
         reason = f"no kernel of {variant.runtime} for {variant.method} is known"
         return Rejection(method=variant.method, type=variant.type, reason=reason, rule="no-kernel")
-    return _rejection(variant, nearest.row, f"{nearest.row.text}; {nearest.reason}")
+    return _rejection(variant, nearest.row, f"{nearest.row.text}; {nearest.reason}", rule=nearest.row.id)
 
 
-def _rejection(variant: Variant, row: Kernel, reason: str) -> Rejection:
+def _rejection(variant: Variant, row: Kernel | Runtime | SplitLimit, reason: str, rule: str) -> Rejection:
     source = f"{row.source} ({row.version}, {row.date})"
-    return Rejection(method=variant.method, type=variant.type, reason=reason, rule=row.id, source=source)
+    return Rejection(method=variant.method, type=variant.type, reason=reason, rule=rule, source=source)
 
 
 def _broken(
@@ -301,6 +313,9 @@ def _shape_reasons(row: Kernel, variant: Variant, matrices: tuple[Matrix, ...], 
     """The first matrix whose share of a GPU the kernel does not take."""
     group = variant.group_size if variant.group_size and variant.group_size > 0 else 1
     for matrix in matrices:
+        whole = matrix.inputs if matrix.split == "inputs" else matrix.outputs
+        if whole % gpus:
+            return [f"{matrix.name} has {whole} {matrix.split}, no multiple of {gpus} GPUs"]
         inputs, outputs = matrix.shard(gpus)
         share = "" if gpus == 1 else f" on each of {gpus} GPUs"
         if row.group_divides_shard and inputs % group:
@@ -317,6 +332,5 @@ def split_refusal(variant: Variant, heads: int, gpus: int) -> Rejection | None:
     for row in split_limits():
         if row.runtime == variant.runtime and row.divides == "heads" and heads % gpus:
             reason = f"{row.text}; the model has {heads} heads for {gpus} GPUs"
-            source = f"{row.source} ({row.version}, {row.date})"
-            return Rejection(method=variant.method, type=variant.type, reason=reason, rule=row.id, source=source)
+            return _rejection(variant, row, reason, rule=row.id)
     return None
