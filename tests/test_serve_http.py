@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def test_a_chat_is_answered_over_http(applied: Path, target: str, more: tuple[st
         assert choice["message"]["role"] == "assistant" and choice["message"]["content"].strip()
         assert 1 <= answer["usage"]["completion_tokens"] <= 8
         log = "".join(path.read_text(errors="replace") for path in (applied / "home" / "logs").iterdir())
-        assert "n_ctx         = 512" in log or "n_ctx = 512" in log.replace("  ", " ")
+        assert re.search(r"n_ctx +=\s*512\b", log)
         child.send_signal(signal.SIGINT)
         _, complaints = child.communicate(timeout=60)
         assert child.returncode == Exit.INTERRUPTED and "Traceback" not in complaints

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -64,7 +65,7 @@ def check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            in_use = error.errno in {98, 48, 10048, 13}  # EADDRINUSE on Linux, macOS, Windows; EACCES below 1024
+            in_use = error.errno in {errno.EADDRINUSE, errno.EACCES}  # EACCES: a port below 1024
             raise ExecutionFailed(
                 f"cannot listen on {host} port {port}",
                 numbers=error.strerror or str(error),
@@ -168,10 +169,8 @@ def _end_with_parent() -> None:
 def _end(child: subprocess.Popen[bytes]) -> None:
     """Ask the server and its workers to end, and make them if they do not."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        if child.poll() is not None:
-            break
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, number)
+            os.killpg(child.pid, number)  # the group outlives a leader that crashed
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(GRACE_SECONDS)
     if child.stdin is not None:
@@ -181,10 +180,12 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 def _wait_ready(child: subprocess.Popen[bytes], url: str, row: Server, log: Path, timeout_seconds: float) -> None:
     deadline = time.monotonic() + timeout_seconds
-    while not _answers(url + row.ready):
-        code = child.poll()
-        if code is not None:
+    while True:
+        ready, code = _answers(url + row.ready), child.poll()
+        if code is not None:  # and if something answers, it is not this server
             raise _died(code, row, log)
+        if ready:
+            return
         if time.monotonic() > deadline:
             raise ExecutionFailed(
                 f"{row.name} did not answer within {timeout_seconds:g} s",

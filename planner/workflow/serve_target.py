@@ -87,7 +87,7 @@ def _of_report(
 ) -> Service:
     """The artifact that lies beside a report, with the settings of the plan that lies there too, if it does."""
     named = document.get("artifact")
-    if not isinstance(named, str) or not Path(named).name:
+    if not isinstance(named, str) or Path(named).name in {"", ".."}:
         raise InputError(f"{path} is no report of qplan", numbers="it names no artifact", code="bad-document")
     folder = path.absolute().parent
     sha256 = document.get("plan_sha256")
