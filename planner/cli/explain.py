@@ -8,7 +8,8 @@ import click
 
 from planner.cli.estimate import case_of, case_options
 from planner.cli.options import json_option
-from planner.cli.output import console, print_json, table
+from planner.cli.output import console, escape, print_json, table
+from planner.core.candidate import KernelUse, Rejection
 from planner.core.errors import Exit
 from planner.core.units import format_bytes
 
@@ -26,11 +27,13 @@ TITLES = ("decode, tokens/s", "prefill, tokens/s", "perplexity ratio", "KL diver
 @json_option
 def command(model: str, as_json: bool, **given: Any) -> int:
     """Print where each number of an estimate of MODEL comes from: terms, basis, source."""
+    from planner import methods
     from planner.cli.estimate import show
     from planner.workflow.estimates import computed_case
 
     computed = computed_case(case_of(model, given))
-    made = computed[-1]
+    spec, variant, placement, hardware, made = computed
+    kernel = methods.get(variant.method).kernel(spec, variant, placement, hardware)
     explained = {
         "decode_tokens_per_second": made.speed.decode,
         "prefill_tokens_per_second": made.speed.prefill,
@@ -41,12 +44,27 @@ def command(model: str, as_json: bool, **given: Any) -> int:
         from planner import FORMAT_VERSION
         from planner.core.codec import encode
 
-        print_json({"format_version": FORMAT_VERSION, **{key: encode(found) for key, found in explained.items()}})
+        terms_ = {key: encode(found) for key, found in explained.items()}
+        print_json({"format_version": FORMAT_VERSION, **terms_, "kernel": encode(kernel)})
         return Exit.DONE
     show(*computed)
+    show_kernel(kernel)
     for title, prediction in zip(TITLES, explained.values(), strict=True):
         terms(title, prediction)
     return Exit.DONE
+
+
+def show_kernel(found: KernelUse | Rejection) -> None:
+    """The kernel with its source, or why no kernel that qplan knows runs this."""
+    out = console()
+    if isinstance(found, Rejection):
+        out.print(f"[bold]kernel[/]: none here: {escape(found.reason)}")
+        out.print(f"  [dim]\\[{found.rule}] {escape(found.source or '')}[/]\n")
+        return
+    from planner.cli.recommend import kernel_line
+
+    out.print(f"[bold]kernel[/]: {kernel_line(found)}")
+    out.print(f"  [dim]{escape(found.source)}[/]\n")
 
 
 def terms(title: str, prediction: Prediction | None) -> None:

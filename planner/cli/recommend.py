@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from planner.core.candidate import Candidate, Rejection
+    from planner.core.candidate import Candidate, KernelUse, Rejection
     from planner.core.estimates import DeviceMemory
     from planner.workflow.recommend import Recommendation
     from planner.workflow.what_if import WhatIf
@@ -127,9 +127,17 @@ def _choice(out: Console, chosen: Candidate) -> None:
         ),
         ("quality", quality_line(chosen)),
     ]
+    if chosen.kernel is not None:
+        rows.append(("kernel", kernel_line(chosen.kernel)))
     for name, text in rows:
         out.print(f"  [dim]{name:<8}[/] {text}")
     out.print()
+
+
+def kernel_line(kernel: KernelUse) -> str:
+    """The kernel and the version that is true for; a slow one with what would get a faster."""
+    slow = f", slow: {escape(kernel.text)}. Instead: {escape(kernel.fix)}" if kernel.speed != "fast" else ""
+    return f"{escape(kernel.name)}{slow}  [dim]\\[{kernel.id}] {escape(kernel.version)}[/]"
 
 
 def basis(candidate: Candidate) -> str:
@@ -235,7 +243,8 @@ def _rejections(out: Console, answer: Recommendation, verbose: bool) -> None:
     """Rejected variants, those of one reason in one line, lack of memory first."""
     lines: dict[str, list[str]] = {}
     for item in sorted(answer.decision.rejected, key=lambda item: item.rule != "memory"):
-        reason = f"{item.reason}{_numbers(item)} [dim]\\[{item.rule}][/]"
+        source = f" {escape(item.source)}" if verbose and item.source else ""
+        reason = f"{escape(item.reason)}{_numbers(item)} [dim]\\[{item.rule}]{source}[/]"
         lines.setdefault(reason, []).append(method_and_type(item.method, item.type))
     if not lines:
         return
@@ -274,7 +283,9 @@ def _commands(out: Console, answer: Recommendation, chosen: Candidate) -> None:
     if answer.model.source.kind != "size" and answer.model.file_type is None:
         out.print("[bold]Do it[/]")
         out.print(
-            f"  qplan plan {shlex.quote(location)} -o plan.json && qplan apply plan.json", soft_wrap=True, markup=False
+            f"  qplan plan {shlex.quote(location)} -o plan.json && qplan apply plan.json && qplan serve plan.json",
+            soft_wrap=True,
+            markup=False,
         )
     if not methods.row(chosen.variant.method).executable:
         out.print(f"  which plans the best that apply can carry out; {chosen.variant.method} goes by hand:")

@@ -66,6 +66,33 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KernelUse:
+    """The kernel that a candidate's matrix products get: a row of ``data/kernels.toml``."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    id: str
+    name: str
+    speed: str
+    """``fast`` or ``slow``."""
+    text: str
+    fix: str = ""
+    """What would get a faster one; of a slow kernel."""
+    version: str = ""
+    """Of the runtime that the row is about."""
+    source: str = ""
+    arguments: tuple[tuple[str, str], ...] = ()
+    """What the runtime must be told to take it, as ``(("quantization", "humming"),)``."""
+
+    @property
+    def note(self) -> str:
+        """What a person should know of a slow kernel, with the fix; empty for a fast one."""
+        if self.speed == "fast":
+            return ""
+        return f"slow kernel {self.name}: {self.text}; {self.fix} [{self.id}]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A variant and a placement with their predictions and the reasons for them."""
 
@@ -74,6 +101,7 @@ class Candidate:
     variant: Variant
     placement: Placement
     estimate: Estimate
+    kernel: KernelUse | None = None
     reasons: tuple[str, ...] = ()
     score: float | None = None
     """Rank value under the objective, larger is better; comparable only within one recommendation."""
@@ -94,6 +122,9 @@ class Rejection:
     available: float | None = None
     unit: str | None = None
     rule: str | None = None
+    """Id of the row, or name of the check, that decided."""
+    source: str | None = None
+    """Of the row, where it is one of a table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

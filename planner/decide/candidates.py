@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from planner import methods
 from planner.core.candidate import Candidate, Placement, Rejection, Variant
-from planner.core.estimates import Estimate, MemoryEstimate
+from planner.core.estimates import MemoryEstimate
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import Calibration
 from planner.core.model import ModelSpec
@@ -73,13 +73,20 @@ def _place(
 ) -> Found:
     """The best placement of a variant, or why there is none."""
     tried: list[tuple[Placement, MemoryEstimate]] = []
+    no_kernel: list[Rejection] = []
     for placement in placements(model, variant, hardware, workload):
+        kernel = methods.get(variant.method).kernel(model, variant, placement, hardware)
+        if isinstance(kernel, Rejection):
+            no_kernel.append(kernel)
+            continue
         used = memory(model, variant, placement, hardware)
         if shortage(used, workload.memory_margin_fraction) is None:
             made = estimate(model, variant, placement, hardware, calibration, used)
-            return _within_limits(variant, placement, made, workload)
+            return _within_limits(
+                Candidate(variant=variant, placement=placement, estimate=made, kernel=kernel), workload
+            )
         tried.append((placement, used))
-    return _does_not_fit(variant, tried, workload)
+    return _does_not_fit(variant, tried, no_kernel, workload)
 
 
 def placements(
@@ -126,16 +133,15 @@ def _kv_types(model: ModelSpec) -> tuple[str, ...]:
 
 
 def _whole_gpu(model: ModelSpec, base: Placement, hardware: HardwareProfile) -> Iterator[Placement]:
-    """One GPU, then tensor parallelism over a power of two of them that divides the KV heads."""
+    """One GPU, then tensor parallelism over a power of two of them."""
     count = 1
     while count <= len(hardware.gpus):
-        if count == 1 or model.n_head % count == 0:
-            yield dataclasses.replace(base, gpu_layers=model.offloadable_count, tensor_parallel=count, gpu_count=count)
+        yield dataclasses.replace(base, gpu_layers=model.offloadable_count, tensor_parallel=count, gpu_count=count)
         count *= 2
 
 
-def _within_limits(variant: Variant, placement: Placement, made: Estimate, workload: Workload) -> Found:
-    decode = made.speed.decode
+def _within_limits(candidate: Candidate, workload: Workload) -> Found:
+    variant, decode = candidate.variant, candidate.estimate.speed.decode
     least = workload.min_decode_tokens_per_second
     if least is not None and decode is not None and decode.value < least:
         return Rejection(
@@ -147,21 +153,31 @@ def _within_limits(variant: Variant, placement: Placement, made: Estimate, workl
             unit="tokens/s",
             rule="min-decode",
         )
-    return Candidate(variant=variant, placement=placement, estimate=made)
+    return candidate
 
 
-def _does_not_fit(variant: Variant, tried: list[tuple[Placement, MemoryEstimate]], workload: Workload) -> Rejection:
-    """The rejection with the numbers of the attempt that lacked least."""
+def _does_not_fit(
+    variant: Variant,
+    tried: list[tuple[Placement, MemoryEstimate]],
+    no_kernel: list[Rejection],
+    workload: Workload,
+) -> Rejection:
+    """The rejection with the numbers of the attempt that lacked least, or the kernel row that forbade a wider split."""
     lacks = [lack for _, used in tried if (lack := shortage(used, workload.memory_margin_fraction)) is not None]
     if not lacks:
-        return Rejection(
+        none = Rejection(
             method=variant.method, type=variant.type, reason="no placement is possible", rule="no-placement"
         )
+        return no_kernel[0] if no_kernel else none
     least = min(lacks, key=lambda lack: lack.lacking_bytes)
+    reason = f"does not fit on {least.device} with {workload.context} tokens of context"
+    if no_kernel:
+        reason += f"; over more GPUs: {no_kernel[0].reason} [{no_kernel[0].rule}]"
     return Rejection(
         method=variant.method,
         type=variant.type,
-        reason=f"does not fit on {least.device} with {workload.context} tokens of context",
+        reason=reason,
+        source=no_kernel[0].source if no_kernel else None,
         needed=least.needed_bytes,
         available=least.available_bytes,
         unit="bytes",

@@ -31,7 +31,7 @@ PARENT_GONE = 70
 """Exit code of a child whose parent died."""
 PROGRESS_SECONDS = 0.1
 """Progress of the same work is told at most this often: loading a model reports every tensor."""
-_PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 
 class ChildDied(ExecutionFailed):
@@ -88,12 +88,12 @@ def run_child(
         raise ExecutionFailed(
             f"{what} took longer than {timeout_seconds:g} s and was ended", numbers=last_lines(log), code="timeout"
         )
-    raise _crash(what, code, log)
+    raise crash(what, code, log)
 
 
 @contextlib.contextmanager
 def _started(module: str, log: IO[bytes], extra: Mapping[str, str] | None) -> Iterator[subprocess.Popen[str]]:
-    paths = [str(_PACKAGE_PARENT), os.environ.get("PYTHONPATH", "")]
+    paths = [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **(extra or {})}
     child = subprocess.Popen(
         [sys.executable, "-m", module],
@@ -181,7 +181,8 @@ def _complaints(log: Path) -> str:
     return "\n".join(line for line in lines if "error" in line.lower() or "failed" in line.lower())
 
 
-def _crash(what: str, code: int, log: Path) -> ChildDied:
+def crash(what: str, code: int, log: Path) -> ChildDied:
+    """The error for a child that ended by itself with ``code``, with the end of its log."""
     killed = code == -getattr(signal, "SIGKILL", 9)
     return ChildDied(
         f"{what} died: {_cause(code)}",

@@ -10,6 +10,8 @@ A method module has a pure half, used for planning:
     bytes on disk;
 ``blockers(model, variant, hardware)``
     why it cannot run on this machine, empty if it can;
+``kernel(model, variant, placement, hardware)``
+    the kernel that its matrix products get, or the row of the kernel table that forbids it;
 ``steps(model, variant)``
     the typed steps that make it;
 ``commands(model, candidate)``
@@ -30,7 +32,7 @@ from planner.core.data import data_path
 from planner.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from planner.core.candidate import Candidate, Rejection, Variant
+    from planner.core.candidate import Candidate, KernelUse, Placement, Rejection, Variant
     from planner.core.estimates import SizeEstimate
     from planner.core.hardware import HardwareProfile
     from planner.core.model import ModelSpec
@@ -51,6 +53,11 @@ class Method(Protocol):
 
     def blockers(self, model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> tuple[Rejection, ...]:
         """Why the variant cannot run on this machine."""
+
+    def kernel(
+        self, model: ModelSpec, variant: Variant, placement: Placement, hardware: HardwareProfile
+    ) -> KernelUse | Rejection:
+        """The kernel that the variant gets at a placement, or the row that forbids it."""
 
     def steps(self, model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
         """The typed steps that make the variant."""
@@ -74,20 +81,6 @@ class MethodRow:
     date: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Constraint:
-    """What a method's runtime needs of the machine."""
-
-    id: str
-    method: str
-    text: str
-    source: str
-    date: str
-    vendor: str
-    min_compute_capability: str
-    types: tuple[str, ...] = ()
-
-
 @cache
 def _table() -> dict[str, list[dict[str, object]]]:
     return cast("dict[str, list[dict[str, object]]]", tomllib.loads(data_path("methods.toml").read_text("utf-8")))
@@ -97,13 +90,6 @@ def _table() -> dict[str, list[dict[str, object]]]:
 def rows() -> tuple[MethodRow, ...]:
     """All methods, in the table's order."""
     return tuple(MethodRow(**row) for row in _table()["method"])  # type: ignore[arg-type]
-
-
-@cache
-def constraints(method: str) -> tuple[Constraint, ...]:
-    """What ``method`` needs of the machine."""
-    made = (Constraint(**{**row, "types": tuple(row.get("types", ()))}) for row in _table()["constraint"])  # type: ignore[arg-type]
-    return tuple(row for row in made if row.method == method)
 
 
 def names() -> tuple[str, ...]:

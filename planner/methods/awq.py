@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from planner.core.candidate import Candidate, Rejection, Variant
+from planner.core.candidate import Candidate, KernelUse, Placement, Rejection, Variant
 from planner.core.estimates import SizeEstimate
 from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec, Tensor
@@ -60,8 +60,15 @@ def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
 
 
 def blockers(model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> tuple[Rejection, ...]:
-    """A missing or too old GPU; an input dimension that no group divides."""
-    return common.gpu_blockers(variant, hardware) + common.group_blockers(model, variant)
+    """No kernel of vLLM for it here: the GPU, the group size, or a matrix that no group divides."""
+    return common.kernel_blockers(model, variant, hardware)
+
+
+def kernel(
+    model: ModelSpec, variant: Variant, placement: Placement, hardware: HardwareProfile
+) -> KernelUse | Rejection:
+    """The kernel that its runtime takes at the placement's tensor parallelism, or the row that forbids it."""
+    return common.kernel(model, variant, hardware, placement.tensor_parallel)
 
 
 def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
@@ -72,4 +79,4 @@ def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
 def commands(model: ModelSpec, candidate: Candidate) -> dict[str, str]:
     """GPTQModel's AWQ to quantize (AutoAWQ is deprecated upstream), vLLM and transformers to run."""
     quantize = serving.gptqmodel_script(model, candidate.variant, 'quant_method="awq", format="gemm"')
-    return {"quantize": quantize, **serving.vllm(model, candidate, "awq")}
+    return {"quantize": quantize, **serving.vllm(model, candidate)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from planner.core.candidate import Candidate, Rejection, Variant
+from planner.core.candidate import Candidate, KernelUse, Placement, Rejection, Variant
 from planner.core.estimates import SizeEstimate
 from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec, Tensor
@@ -72,7 +72,14 @@ def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
 
 def blockers(model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> tuple[Rejection, ...]:
     """A missing or too old GPU."""
-    return common.gpu_blockers(variant, hardware)
+    return common.kernel_blockers(model, variant, hardware)
+
+
+def kernel(
+    model: ModelSpec, variant: Variant, placement: Placement, hardware: HardwareProfile
+) -> KernelUse | Rejection:
+    """The kernel that its runtime takes at the placement's tensor parallelism, or the row that forbids it."""
+    return common.kernel(model, variant, hardware, placement.tensor_parallel)
 
 
 def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache, lru_cache
 
-from planner.core.candidate import Rejection, Variant
+from planner.core.candidate import KernelUse, Rejection, Variant
 from planner.core.errors import UsageError
 from planner.core.estimates import SizeEstimate
-from planner.core.hardware import Gpu, HardwareProfile
+from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec, Tensor
-from planner.methods import constraints
+from planner.runtimes import kernels
+from planner.runtimes.kernels import Matrix
 
 _NOT_IN_CHECKPOINT = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _KEPT = ("norm", "ffn_gate_inp", "ssm_", "attn_sinks", "exp_probs")
@@ -44,16 +46,53 @@ def groups(rows_in: int, group_size: int | None) -> int:
     return 1 if group_size is None or group_size <= 0 else -(-rows_in // group_size)
 
 
-def group_blockers(model: ModelSpec, variant: Variant) -> tuple[Rejection, ...]:
-    """The first linear layer whose input dimension is no multiple of the group size."""
-    size = variant.group_size
-    if size is None or size <= 0:
-        return ()
-    odd = next((t for t in model.tensors if is_linear(t) and t.shape[0] % size), None)
-    if odd is None:
-        return ()
-    reason = f"{odd.name} has {odd.shape[0]} inputs, no multiple of group size {size}"
-    return (_rejected(variant, reason, rule="group-divides-input"),)
+_FUSED = {
+    "attn_q": "attn_qkv",
+    "attn_k": "attn_qkv",
+    "attn_v": "attn_qkv",
+    "ffn_gate": "ffn_gate_up",
+    "ffn_up": "ffn_gate_up",
+}
+"""Projections of one input that are multiplied as one matrix (vLLM's QKVParallelLinear, MergedColumnParallelLinear)."""
+_OUTPUT_PROJECTIONS = ("attn_output", "ffn_down")
+"""Tensor parallelism splits the inputs of these and the outputs of all others (Shoeybi et al. 2019, Megatron-LM)."""
+_PARTS = re.compile(r"blk\.\d+\.(.+?)(_exps|_shexp)?\.weight")
+
+
+@lru_cache(maxsize=256)
+def products(model: ModelSpec, gpus: int = 1) -> tuple[Matrix, ...]:
+    """The quantized matrix products of ``model``, one of each shape, fused as runtimes fuse them.
+
+    Args:
+        gpus: devices that each is split over; where they outnumber the KV heads, each holds a whole copy of one.
+    """
+    copies = max(1, gpus // (model.n_head_kv or gpus))
+    found: dict[tuple[int | None, str], Matrix] = {}
+    for tensor in filter(is_linear, model.tensors):
+        match = _PARTS.fullmatch(tensor.name)
+        part, suffix = (match[1], match[2] or "") if match else (tensor.name, "")
+        name = _FUSED.get(part, part) + suffix
+        rows_in, columns_out, _ = matrices(tensor)
+        outputs = columns_out * (copies if part in {"attn_k", "attn_v"} else 1)
+        before = found.get((tensor.layer, name))
+        split = "inputs" if part in _OUTPUT_PROJECTIONS else "outputs"
+        found[tensor.layer, name] = Matrix(name, rows_in, outputs + (before.outputs if before else 0), split)
+    return tuple({(m.inputs, m.outputs, m.split): m for m in reversed(found.values())}.values())[::-1]
+
+
+def kernel(
+    model: ModelSpec, variant: Variant, hardware: HardwareProfile, tensor_parallel: int = 1
+) -> KernelUse | Rejection:
+    """The kernel that the variant's matrix products get on this machine, or the row that forbids it."""
+    refusal = kernels.split_refusal(variant, model.n_head, tensor_parallel)
+    products_ = products(model, tensor_parallel)
+    return refusal or kernels.validate(variant, products_, hardware, tensor_parallel=tensor_parallel)
+
+
+def kernel_blockers(model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> tuple[Rejection, ...]:
+    """The row of the kernel table that forbids the variant on this machine, empty if none does."""
+    found = kernel(model, variant, hardware)
+    return (found,) if isinstance(found, Rejection) else ()
 
 
 def safetensors_size(model: ModelSpec, tensor_bytes: tuple[int, ...], tensors_per_linear: int) -> SizeEstimate:
@@ -75,37 +114,6 @@ def safetensors_size(model: ModelSpec, tensor_bytes: tuple[int, ...], tensors_pe
 @lru_cache(maxsize=512)
 def _checkpoint_parameters(model: ModelSpec) -> int:
     return sum(t.element_count for t in model.tensors if t.name not in _NOT_IN_CHECKPOINT)
-
-
-def capability(text: str) -> tuple[int, int]:
-    """A compute capability as numbers that compare: ``8.9`` → (8, 9)."""
-    major, _, minor = text.partition(".")
-    return int(major), int(minor or 0)
-
-
-def gpu_blockers(variant: Variant, hardware: HardwareProfile) -> tuple[Rejection, ...]:
-    """Rows of the constraint table that this machine breaks, and the lack of any GPU."""
-    if not hardware.gpus:
-        return (_rejected(variant, "its kernels run on a GPU and this machine has none", rule="no-gpu"),)
-    broken = []
-    for row in constraints(variant.method):
-        if row.types and variant.type not in row.types:
-            continue
-        bad = next((gpu for gpu in hardware.gpus if not _satisfies(gpu, row.vendor, row.min_compute_capability)), None)
-        if bad is not None:
-            has = f"compute capability {bad.compute_capability}" if bad.compute_capability else f"vendor {bad.vendor}"
-            broken.append(_rejected(variant, f"{row.text}; {bad.name} has {has}", rule=row.id))
-    return tuple(broken)
-
-
-def _satisfies(gpu: Gpu, vendor: str, minimum: str) -> bool:
-    if gpu.vendor != vendor:
-        return False
-    return gpu.compute_capability is None or capability(gpu.compute_capability) >= capability(minimum)
-
-
-def _rejected(variant: Variant, reason: str, rule: str) -> Rejection:
-    return Rejection(method=variant.method, type=variant.type, reason=reason, rule=rule)
 
 
 def unknown_type(method: str, asked: str, known: tuple[str, ...]) -> UsageError:

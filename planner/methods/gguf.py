@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from planner.core.candidate import Candidate, Rejection, Variant
+from planner.core.candidate import Candidate, KernelUse, Placement, Rejection, Variant
 from planner.core.errors import InputError, UsageError
 from planner.core.estimates import SizeEstimate
 from planner.core.hardware import HardwareProfile
@@ -16,6 +16,7 @@ from planner.core.plan import Step
 from planner.core.units import pad
 from planner.formats import ggml
 from planner.methods import gguf_mix, serving
+from planner.runtimes import kernels
 
 if TYPE_CHECKING:
     from planner.core.job import Job
@@ -154,6 +155,13 @@ def blockers(model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> t
 
 def _rejected(variant: Variant, reason: str, rule: str) -> Rejection:
     return Rejection(method="gguf", type=variant.type, reason=reason, rule=rule)
+
+
+def kernel(
+    model: ModelSpec, variant: Variant, placement: Placement, hardware: HardwareProfile
+) -> KernelUse | Rejection:
+    """The back end of llama.cpp that runs it; with any layer on a GPU, that GPU's."""
+    return kernels.validate(variant, (), hardware, gpus_used=placement.gpu_layers > 0)
 
 
 def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:

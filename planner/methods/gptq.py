@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from planner.core.candidate import Candidate, Rejection, Variant
+from planner.core.candidate import Candidate, KernelUse, Placement, Rejection, Variant
 from planner.core.estimates import SizeEstimate
 from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec, Tensor
 from planner.core.plan import Step
 from planner.methods import common, serving
+from planner.runtimes import kernels
 
 TYPES = ("4bit", "3bit", "8bit", "2bit")
 GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024, -1)
@@ -17,13 +18,13 @@ GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024, -1)
 
 
 def variants(model: ModelSpec) -> tuple[Variant, ...]:
-    """Every width at group size 128 with activation order; below 8 bits also the finest groups."""
+    """Every width at group size 128; below 8 bits also the finest groups; activation order where vLLM reads it."""
     coarse = tuple(variant(type_, 128) for type_ in TYPES)
     return coarse + tuple(variant(type_, 32) for type_ in TYPES if type_ != "8bit")
 
 
-def variant(type_: str, group_size: int | None = 128, *, act_order: bool = True) -> Variant:
-    """The variant of a type and group size.
+def variant(type_: str, group_size: int | None = 128, *, act_order: bool | None = None) -> Variant:
+    """The variant of a type and group size, in activation order if so asked or, unasked, where vLLM reads it.
 
     Raises:
         UsageError: GPTQ has no such type or group size.
@@ -32,7 +33,8 @@ def variant(type_: str, group_size: int | None = 128, *, act_order: bool = True)
         raise common.unknown_type("gptq", type_, TYPES)
     if group_size is not None and group_size not in GROUP_SIZES:
         raise common.unknown_group_size("gptq", group_size, GROUP_SIZES)
-    return Variant(method="gptq", format="gptq", runtime="vllm", type=type_, group_size=group_size, act_order=act_order)
+    ordered = kernels.takes_act_order("vllm", "gptq", type_) if act_order is None else act_order
+    return Variant(method="gptq", format="gptq", runtime="vllm", type=type_, group_size=group_size, act_order=ordered)
 
 
 def bits(variant: Variant) -> int:
@@ -69,8 +71,15 @@ def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
 
 
 def blockers(model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> tuple[Rejection, ...]:
-    """A missing or too old GPU; an input dimension that no group divides."""
-    return common.gpu_blockers(variant, hardware) + common.group_blockers(model, variant)
+    """No kernel of vLLM for it here: the GPU, the group size, or a matrix that no group divides."""
+    return common.kernel_blockers(model, variant, hardware)
+
+
+def kernel(
+    model: ModelSpec, variant: Variant, placement: Placement, hardware: HardwareProfile
+) -> KernelUse | Rejection:
+    """The kernel that its runtime takes at the placement's tensor parallelism, or the row that forbids it."""
+    return common.kernel(model, variant, hardware, placement.tensor_parallel)
 
 
 def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
@@ -82,4 +91,4 @@ def commands(model: ModelSpec, candidate: Candidate) -> dict[str, str]:
     """GPTQModel to quantize, vLLM and transformers to run."""
     act_order = f"desc_act={candidate.variant.act_order}, sym=True"
     quantize = serving.gptqmodel_script(model, candidate.variant, act_order)
-    return {"quantize": quantize, **serving.vllm(model, candidate, "gptq")}
+    return {"quantize": quantize, **serving.vllm(model, candidate)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from planner.core.candidate import Candidate, Rejection, Variant
+from planner.core.candidate import Candidate, KernelUse, Placement, Rejection, Variant
 from planner.core.estimates import SizeEstimate
 from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec, Tensor
@@ -62,7 +62,14 @@ def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
 
 def blockers(model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> tuple[Rejection, ...]:
     """A missing or too old GPU: without one, the GGUF types F16 and BF16 run the same weights."""
-    return common.gpu_blockers(variant, hardware)
+    return common.kernel_blockers(model, variant, hardware)
+
+
+def kernel(
+    model: ModelSpec, variant: Variant, placement: Placement, hardware: HardwareProfile
+) -> KernelUse | Rejection:
+    """The kernel that its runtime takes at the placement's tensor parallelism, or the row that forbids it."""
+    return common.kernel(model, variant, hardware, placement.tensor_parallel)
 
 
 def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
@@ -72,8 +79,7 @@ def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
 
 def commands(model: ModelSpec, candidate: Candidate) -> dict[str, str]:
     """vLLM and transformers, on the weights as published; vLLM makes FP8 of them while it loads."""
-    found = serving.vllm(model, candidate, None)
     if candidate.variant.type != FP8:
-        return {"quantize": "nothing to do: the published weights are used", **found}
-    serve = f"{found['serve']} --quantization fp8"
+        return {"quantize": "nothing to do: the published weights are used", **serving.vllm(model, candidate)}
+    serve = serving.vllm(model, candidate)["serve"]
     return {"quantize": "nothing to do: vLLM makes FP8 of the published weights as it loads them", "serve": serve}

@@ -176,7 +176,7 @@ ON_CPU = Offload()
 """No layer on a GPU."""
 
 
-def _set_offload(parameters: Any, offload: Offload) -> tuple[Any, ...]:
+def set_offload(parameters: Any, offload: Offload) -> tuple[Any, ...]:
     """Set the model parameters; the caller keeps the answer, which llama.cpp only borrows."""
     import ctypes
 
@@ -212,7 +212,7 @@ def open_model(path: Path, *, offload: Offload, repack: bool, progress: Progress
     """
     lib = library()
     parameters = lib.llama_model_default_params()
-    borrowed = _set_offload(parameters, offload)
+    borrowed = set_offload(parameters, offload)
     parameters.use_extra_bufts = repack
 
     def report(fraction: float, _user: object) -> bool:

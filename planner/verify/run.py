@@ -11,11 +11,13 @@ from pathlib import Path
 
 from planner.core.codec import decode
 from planner.execute.process import ChildDied, run_child
+from planner.runtimes.service import visible_gpus
 from planner.verify.trial import TrialRequest, TrialResult
 
 Progress = Callable[[str, float], None]
 
-_FAULTS = (signal.SIGSEGV, signal.SIGILL)
+FAULTS = (signal.SIGSEGV, signal.SIGILL)
+"""How a child dies of llama.cpp's CPU-specific kernels where the processor lacks what it announces."""
 _STARTUP_SECONDS = 600.0
 """Loading a large file from a slow disk: 70 GB at 120 MB/s."""
 _TIMES_BUDGET = 5.0
@@ -47,7 +49,7 @@ def run_trial(
     try:
         return _attempt(request, progress, timeout_seconds)
     except ChildDied as error:
-        if not request.repack or error.signal_number not in _FAULTS:
+        if not request.repack or error.signal_number not in FAULTS:
             raise
     result = _attempt(replace(request, repack=False), progress, timeout_seconds)
     return replace(result, notes=(*result.notes, NO_REPACK_NOTE))
@@ -61,18 +63,7 @@ def _attempt(request: TrialRequest, progress: Progress | None, timeout_seconds: 
             what=f"measuring {request.kind}",
             log=Path(folder) / "log",
             progress=progress,
-            environment=_environment(request),
+            environment=visible_gpus(request.placement, os.environ),
             timeout_seconds=timeout_seconds or _STARTUP_SECONDS + _TIMES_BUDGET * request.budget_seconds,
         )
     return decode(TrialResult, answer, what="the measuring process's answer")
-
-
-def _environment(request: TrialRequest) -> dict[str, str]:
-    """Which GPUs llama.cpp may see: the plan's, in NVML's order, which the profile follows."""
-    count = request.placement.gpu_count
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return {}
-    if request.placement.gpu_layers == 0 and count == 0:
-        return {"CUDA_VISIBLE_DEVICES": "-1"}  # else llama.cpp would lend the GPU for long prompts
-    visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(count)))} if count else {}
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", **visible}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from planner import FORMAT_VERSION, methods
-from planner.core.candidate import Candidate
+from planner.core.candidate import Candidate, KernelUse
 from planner.core.codec import encode
 from planner.core.estimates import (
     DeviceMemory,
@@ -118,8 +118,16 @@ def candidate_document(candidate: Candidate, model: ModelSpec) -> dict[str, Any]
         "score": candidate.score,
         "pareto": candidate.pareto,
         "reasons": list(candidate.reasons),
+        "kernel": kernel_document(candidate.kernel) if candidate.kernel else None,
         "commands": methods.get(variant.method).commands(model, candidate),
     }
+
+
+def kernel_document(kernel: KernelUse) -> dict[str, Any]:
+    """The kernel of a candidate, with what to do about a slow one."""
+    named = {"id": kernel.id, "name": kernel.name, "speed": kernel.speed, "text": kernel.text}
+    fix = {"fix": kernel.fix} if kernel.speed != "fast" else {}
+    return {**named, **fix, "version": kernel.version, "source": kernel.source}
 
 
 def estimate_document(estimate: Estimate) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Starts the server of an artifact, says when it answers, and ends it cleanly."""

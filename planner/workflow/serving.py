@@ -1,0 +1,208 @@
+"""From a plan, a report or an artifact to a server that runs with the right settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from planner.core.codec import read_json
+from planner.core.data import home
+from planner.core.errors import InputError, MissingDependency
+from planner.core.hardware import HardwareProfile
+from planner.execute.process import ChildDied
+from planner.runtimes import kernels
+from planner.runtimes.commands import command, default_server
+from planner.runtimes.service import HOST, LOOPBACK, PORT, Command, Server, Service, server, servers, visible_gpus
+from planner.serve import run as serving
+from planner.verify.run import FAULTS
+from planner.workflow.applying import REPORT
+from planner.workflow.serve_target import Options, service_of
+from planner.workflow.survey import survey
+
+PYTHON_SERVER = "llama-cpp-python"
+_PYTHON_SERVER_PACKAGES = ("llama_cpp", "uvicorn", "fastapi", "sse_starlette", "starlette_context", "pydantic_settings")
+NO_REPACK = (
+    "llama.cpp crashed in its CPU-specific kernels (AMX or repacked weights) on this machine: it is started again "
+    "without them; --no-repack does so at once"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A service that is ready to be started or printed, the server for it and what a person should know."""
+
+    service: Service
+    server: Server
+    environment: tuple[tuple[str, str], ...] = ()
+    """Which GPUs it sees; empty where this machine has none."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> Command:
+        """How the server is started."""
+        made = command(self.server.name, self.service)
+        return made if made.argv[0] == "docker" else dataclasses.replace(made, environment=self.environment)
+
+
+def prepare(target: Path, options: Options, *, to_run: bool) -> Prepared:
+    """Everything that serving ``target`` needs.
+
+    Args:
+        target: a plan, a report, a GGUF file or a directory with a checkpoint.
+        to_run: check that this machine can run it; False where it is only printed.
+
+    Raises:
+        InputError: the artifact is missing or damaged, or the document is none of qplan's.
+        StalePlan: the plan is for another machine, or was edited.
+        MissingDependency: no server for it is installed.
+        UsageError: the server that was asked for does not read it.
+    """
+    here = survey(output=target.absolute().parent)
+    service = _with_options(service_of(target, options, here, to_run=to_run), options)
+    kernel = service.kernel or kernels.reading(service.variant)
+    service = dataclasses.replace(service, kernel=kernel, repack=_repack(service, options, here))
+    chosen = _choose(service, options.server, to_run=to_run)
+    notes = [*command(chosen.name, service).notes, *_exposure(options)]
+    if kernel is not None and kernel.note:
+        notes.append(kernel.note)
+    shown = tuple(visible_gpus(service.placement, os.environ).items()) if here.gpus else ()
+    return Prepared(service=service, server=chosen, environment=shown, notes=tuple(notes))
+
+
+def _with_options(service: Service, options: Options) -> Service:
+    """The service with what the command line says instead."""
+    given: dict[str, Any] = {
+        "context": options.context,
+        "sequences": options.sequences,
+        "gpu_layers": options.gpu_layers,
+        "threads": options.threads,
+        "ubatch": options.ubatch,
+        "kv_type": options.kv_type,
+        "flash_attention": options.flash_attention,
+        "tensor_parallel": options.tensor_parallel,
+    }
+    placement = dataclasses.replace(service.placement, **{k: v for k, v in given.items() if v is not None})
+    port = options.port or serving.free_port(options.host)
+    template = options.chat_template
+    if template is not None and not template.is_file():
+        raise InputError(f"{template} does not exist", hint="--chat-template takes a Jinja file", code="no-template")
+    return dataclasses.replace(
+        service,
+        placement=placement,
+        host=options.host,
+        port=port,
+        chat_template=str(template.absolute()) if template else None,
+    )
+
+
+def _repack(service: Service, options: Options, here: HardwareProfile) -> bool:
+    """Whether llama.cpp may repack weights: as said, else as this machine's report beside the artifact found."""
+    if options.repack is not None:
+        return options.repack
+    try:
+        report = read_json(Path(service.target).parent / REPORT)
+    except InputError:
+        return True
+    speed = report.get("speed") if isinstance(report, dict) else None
+    machine = report.get("machine") if isinstance(report, dict) else None
+    measured_here = isinstance(machine, dict) and machine.get("identity") == here.identity()
+    return not (measured_here and isinstance(speed, dict) and speed.get("repack") is False)
+
+
+def _choose(service: Service, asked: str | None, *, to_run: bool) -> Server:
+    """The server that was asked for; else the first of the runtime's that is installed."""
+    if asked is not None:
+        row = server(asked)
+        command(asked, service)  # refuses a format that it does not read
+        if to_run:
+            _check_installed(row)
+        return row
+    runtime = [row for row in servers() if row.runtime == service.variant.runtime]
+    for row in runtime:
+        if not missing(row):
+            return row
+    if to_run:
+        _check_installed(next((row for row in runtime if row.name == PYTHON_SERVER), runtime[0]))
+    return server(default_server(service))
+
+
+def missing(row: Server) -> tuple[str, ...]:
+    """Programs or packages that a server needs and this machine lacks."""
+    if row.name != PYTHON_SERVER:
+        return () if shutil.which(row.program) else (row.program,)
+    return tuple(name for name in _PYTHON_SERVER_PACKAGES if importlib.util.find_spec(name) is None)
+
+
+def _check_installed(row: Server) -> None:
+    lacking = missing(row)
+    if lacking:
+        raise MissingDependency(
+            f"{row.name} is not installed",
+            numbers=f"missing: {', '.join(lacking)}",
+            hint=f"{row.install}; `--print command` shows how it would be started",
+        )
+
+
+def _exposure(options: Options) -> tuple[str, ...]:
+    if options.host in LOOPBACK:
+        return ()
+    where = "every network of this machine" if options.host in {"0.0.0.0", "::"} else options.host
+    return (f"it listens on {where}: whoever reaches it can use the model, and nothing is asked for a password",)
+
+
+def start(
+    prepared: Prepared, announce: Callable[[serving.Running], None], tell: Callable[[str], None], timeout_seconds: float
+) -> None:
+    """Run the server until it or this process is asked to end; once more without repacking where llama.cpp faults.
+
+    Raises:
+        ExecutionFailed: the port is taken, the server died, or it does not answer.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    service = prepared.service
+    host, port = service.host or HOST, service.port or PORT
+    serving.check_port(host, port)
+    try:
+        _run(prepared, host, port, announce, timeout_seconds)
+    except ChildDied as error:
+        if service.variant.format != "gguf" or not service.repack or error.signal_number not in FAULTS:
+            raise
+        tell(NO_REPACK)
+        again = dataclasses.replace(prepared, service=dataclasses.replace(service, repack=False))
+        _run(again, host, port, announce, timeout_seconds)
+
+
+def _run(
+    prepared: Prepared, host: str, port: int, announce: Callable[[serving.Running], None], timeout_seconds: float
+) -> None:
+    serving.run(
+        prepared.command,
+        prepared.server,
+        host=host,
+        port=port,
+        log=home() / "logs" / f"serve-{port}.log",
+        announce=announce,
+        timeout_seconds=timeout_seconds,
+        model_name=prepared.service.name if prepared.server.name == PYTHON_SERVER else None,
+    )
+
+
+def print_text(prepared: Prepared, what: str, asked: str | None) -> str:
+    """The service as text: ``command``, ``modelfile``, ``kubernetes``, ``docker`` or ``python``."""
+    from planner.runtimes import exports, snippets
+
+    service = prepared.service
+    made: dict[str, Callable[[], str]] = {
+        "command": lambda: prepared.command.text(),
+        "modelfile": lambda: exports.modelfile(service),
+        "kubernetes": lambda: exports.kubernetes(service, asked),
+        "docker": lambda: exports.docker(service, asked).text(),
+        "python": lambda: snippets.python(service),
+    }
+    return made[what]()
