@@ -99,6 +99,25 @@ def test_a_report_of_an_older_version_still_makes_a_page(tmp_path: Path) -> None
     assert "demo-Q4_K_M.gguf" in write_report_page(str(path)).read_text()
 
 
+def test_any_numbers_of_a_stranger_make_a_page(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    document = json.loads(path.read_text())
+    for value in (0, -1, 1e308, -1e308, 5e-324):
+        for row in document["verdicts"]:
+            row |= {"predicted": value, "low": -value, "high": value, "measured": value}
+        for item in document["candidates"]:
+            item["decode"] = item["perplexity_ratio"] = {"value": value, "low": value, "high": value}
+        for item in document["speed_by_depth"]:
+            item["decode"] = {"value": value, "low": value, "high": value}
+        document["measurements"][0] |= {"value": value, "low": value, "high": value}
+        path.write_text(json.dumps(document))
+        text = write_report_page(str(path)).read_text()
+        assert "nan" not in re.sub(r"<desc.*?</desc>|<title.*?</title>", "", text)
+    document["speed_by_depth"] = [{"depth": 0, "decode": {"value": 1, "low": 1, "high": 1}}] * 2
+    path.write_text(json.dumps(document))
+    assert 'id="depth"' not in write_report_page(str(path)).read_text()
+
+
 @pytest.mark.parametrize(
     "text",
     ["{}", "[1]", '{"verdicts": 3}', '{"verdicts": [], "artifact": "x", "measured": {"decode": 1e999}}', "nonsense"],

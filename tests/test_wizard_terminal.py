@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 
 class Terminal:
-    """A tmux session with a server of its own."""
+    """A terminal in a tmux server of its own."""
 
     def __init__(self, folder: Path, width: int, height: int) -> None:
         self._socket = folder / "tmux"

@@ -263,7 +263,7 @@ def _ticks(scale: Scale, show: Callable[[float], str]) -> tuple[Tick, ...]:
 
 def by_depth(depths: Sequence[Depth], measured: Sequence[Taken]) -> Plot | None:
     """Decode speed against tokens in the KV cache: the prediction with its range, and what was measured."""
-    if len(depths) < 2:
+    if len({depth.depth for depth in depths}) < 2 or min(depth.depth for depth in depths) < 0:
         return None
     highest = [d.decode.high for d in depths] + [m.value for m in measured]
     x = Scale(low=0, high=max(d.depth for d in depths), start=LEFT, end=RIGHT)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, floor, log10
 
+MOST = 1e100
+"""Beyond it a value lies at the axis's end: a stranger's report may hold any number."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
@@ -32,7 +35,8 @@ class Scale:
 
 def around(values: list[float], start: float, end: float, *, log: bool = False, from_zero: bool = False) -> Scale:
     """An axis that holds all ``values`` with some air at the ends; logarithmic ones must be positive."""
-    low, high = min(values), max(values)
+    least = 1 / MOST if log else -MOST
+    low, high = (min(max(value, least), MOST) for value in (min(values), max(values)))
     if log:
         air = max((high / low) ** 0.08, 1.15)
         return Scale(low=low / air, high=high * air, start=start, end=end, log=True)
@@ -45,7 +49,8 @@ def _even_ticks(low: float, high: float, count: int) -> tuple[float, ...]:
     power = 10.0 ** floor(log10(raw))
     step = power * next(nice for nice in (1, 2, 2.5, 5, 10) if raw <= nice * power)
     first = ceil(low / step)
-    return tuple(round(n * step, 12) for n in range(first, floor(high / step + 1e-9) + 1))
+    values = (float(f"{n * step:.15g}") for n in range(first, floor(high / step + 1e-9) + 1))
+    return tuple(dict.fromkeys(value for value in values if low <= value <= high))
 
 
 def _log_ticks(low: float, high: float, count: int) -> tuple[float, ...]:
