@@ -22,6 +22,11 @@ settings.load_profile("repeatable")
 Qplan = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--update-snapshots``: what the screens show now is what they should show."""
+    parser.addoption("--update-snapshots", action="store_true", help="write tests/snapshots anew")
+
+
 def hear_ctrl_c() -> None:
     """For ``preexec_fn``: a job in the background ignores SIGINT, and so would the programs that its tests start."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -60,7 +60,7 @@ def test_the_file_has_the_predicted_size_and_the_quality_is_plausible(applied: P
 
 def test_only_the_artifact_and_the_papers_stay(applied: Path) -> None:
     names = {path.name for path in applied.iterdir()}
-    assert names == {ARTIFACT, "plan.json", "report.json", ".qplan", "home"}
+    assert names == {ARTIFACT, "plan.json", "report.json", "report.html", ".qplan", "home"}
 
 
 def test_a_second_apply_has_nothing_to_do(applied: Path) -> None:
@@ -119,7 +119,7 @@ def test_killed_at_any_moment_and_rerun_it_makes_the_same_bytes(applied: Path, t
     assert done.returncode in {0, 5}, done.stderr
     assert sha256_of(tmp_path / "out" / ARTIFACT) == wanted
     left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert left == {ARTIFACT, "report.json", ".qplan"}
+    assert left == {ARTIFACT, "report.json", "report.html", ".qplan"}
 
 
 def test_ctrl_c_leaves_nothing_half_written(applied: Path, tmp_path: Path) -> None:

@@ -12,7 +12,18 @@ import pytest
 from planner.cli import VERBS
 from tests.conftest import Qplan
 
-HEAVY = {"numpy", "torch", "transformers", "pandas", "gguf", "llama_cpp", "huggingface_hub", "textual", "pynvml"}
+HEAVY = {
+    "numpy",
+    "torch",
+    "transformers",
+    "pandas",
+    "gguf",
+    "llama_cpp",
+    "huggingface_hub",
+    "textual",
+    "pynvml",
+    "jinja2",
+}
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from planner.core.errors import ExecutionFailed, InputError
-from planner.execute.process import PARENT_GONE, last_lines, run_child
+from planner.core.errors import ExecutionFailed, Exit, InputError, Interrupted
+from planner.execute.process import PARENT_GONE, Stopped, check_stopped, last_lines, run_child, stoppable
 
 CHILD = """
 import os, sys, time
@@ -119,3 +120,29 @@ def wait_for(condition: object, seconds: float = 20) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.05)
+
+
+def test_another_thread_ends_the_child_and_no_further_one_is_started(child: str, tmp_path: Path) -> None:
+    stop, noted = threading.Event(), tmp_path / "pid"
+    ended: list[BaseException] = []
+
+    def work() -> None:
+        with stoppable(stop):
+            for name in ("first", "second"):
+                try:
+                    run_child(child, {"do": "hang", "file": str(noted)}, what=name, log=tmp_path / name)
+                except Interrupted as error:
+                    ended.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while not (noted.is_file() and noted.read_text()):
+        time.sleep(0.02)
+    stop.set()
+    thread.join(20)
+    assert [type(error) for error in ended] == [Stopped, Stopped] and isinstance(ended[0], Interrupted)
+    assert ended[0].exit_code == Exit.INTERRUPTED and "goes on" in ended[0].hint
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(noted.read_text()), 0)
+    assert not (tmp_path / "second").exists()
+    check_stopped()  # the stop is that thread's alone

@@ -29,11 +29,14 @@ VERBS: dict[str, tuple[str, str]] = {
     "quality": ("quality", "measure what an artifact lost against its 16-bit model"),
     "frontier": ("frontier", "draw size, quality and speed of every way to run a model"),
     "serve": ("serve", "start the right server with a plan's settings, or print how"),
+    "report": ("report", "write the report of a run as one HTML file"),
+    "compare": ("compare", "put several runs side by side"),
     "probe": ("probe", "show what this machine has"),
     "models": ("models", "list the models known by name, or show one"),
     "methods": ("methods", "list the quantization methods"),
     "profiles": ("profiles", "list the captured machines"),
     "measurements": ("measurements", "list or export what was measured here"),
+    "wizard": ("wizard", "go from this machine to a verified model, screen by screen"),
     "doctor": ("doctor", "check this installation"),
 }
 
@@ -92,11 +95,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(run(arguments))
 
 
+def default_arguments() -> list[str]:
+    """What `qplan` alone does: on a terminal the wizard, where it is installed; else the help."""
+    import importlib.util
+
+    on_terminal = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
+    return ["wizard"] if on_terminal and importlib.util.find_spec("textual") else []
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command; the exit code."""
     as_json = "--json" in arguments
     try:
-        result = cli.main(args=list(arguments), standalone_mode=False)
+        result = cli.main(args=list(arguments) or default_arguments(), standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
         return int(result) if isinstance(result, int) else Exit.DONE

@@ -65,7 +65,7 @@ def command(
         print_json(outcome.report)
     else:
         show_report(outcome.report)
-        click.echo(f"report: {outcome.report_path}", err=True)
+        click.echo(f"report: {outcome.report_path}, as a page: {outcome.page_path}", err=True)
     return Exit.DONE if outcome.ok else Exit.OUTSIDE
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from planner.cli.options import existing, json_option, profile_option
-from planner.cli.output import console, escape, print_json, ranged, table
+from planner.cli.output import console, escape, print_json, table
 from planner.core.errors import Exit, InputError, UsageError
 from planner.core.units import format_bytes, format_rate
+from planner.core.wording import ranged
 
 _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--method", {"help": "gguf, awq, gptq, bitsandbytes or none."}),

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from planner.cli.options import existing, json_option, profile_option, workload_options
-from planner.cli.output import console, escape, print_json, short_rate, table
+from planner.cli.output import console, escape, print_json, table
 from planner.core.errors import Exit, UsageError
 from planner.core.units import format_bytes
+from planner.core.wording import short_rate
 from planner.core.workload import Workload
 
 if TYPE_CHECKING:

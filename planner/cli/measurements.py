@@ -55,7 +55,7 @@ def write_csv(found: tuple[Measurement, ...]) -> None:
 
 
 def _show(found: tuple[Measurement, ...]) -> None:
-    from planner.cli.show import TITLES, quantity
+    from planner.core.wording import TITLES, quantity
 
     rows = table("when", "model", "type", "quantity", "predicted>", "measured>", "low - high>")
     for item in found:

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from planner.core.estimates import Prediction
-
 
 def print_json(document: dict[str, Any]) -> None:
     """One JSON document on stdout."""
@@ -43,15 +41,3 @@ def escape(text: str) -> str:
     from rich.markup import escape as escaped
 
     return escaped(text)
-
-
-def short_rate(value: float) -> str:
-    """Tokens per second for a table: whole from 20 on."""
-    return f"{value:,.0f}" if value >= 20 else f"{value:.1f}" if value >= 2 else f"{value:.2f}"
-
-
-def ranged(prediction: Prediction | None, show: Any) -> str:
-    """A prediction with its range: ``48.3 (41.0-55.1)``; ``unknown`` where there is none."""
-    if prediction is None:
-        return "unknown"
-    return f"{show(prediction.value)} ({show(prediction.low)}-{show(prediction.high)})"

@@ -24,9 +24,9 @@ def command(model: str, output: str, profile: str | None, workload: Workload, as
     A plan says what will be run on which machine from which files, and what the result should measure. It holds no
     command lines, and a changed plan is refused. `--types Q6_K` plans for a type of your own choice.
     """
-    from planner.core.codec import encode, write_atomically
+    from planner.core.codec import encode
     from planner.execute.preflight import check_replaceable
-    from planner.workflow.planning import conversion_note, make_plan, plan_text
+    from planner.workflow.planning import conversion_note, make_plan, save_plan
     from planner.workflow.recommend import recommend
 
     path = existing(output)
@@ -39,7 +39,7 @@ def command(model: str, output: str, profile: str | None, workload: Workload, as
     if chosen is not None and chosen.variant.method != made.variant.method:
         note = f"{chosen.variant.label()} ranks first, but this version cannot carry {chosen.variant.method} out"
         click.echo(f"note: {note}; planned for {made.variant.label()}", err=True)
-    write_atomically(path, plan_text(made))
+    save_plan(made, path)
     if as_json:
         print_json(encode(made))
     else:

@@ -9,17 +9,27 @@ import click
 
 from planner.cli import what_if
 from planner.cli.options import json_option, profile_option, verbose_option, workload_options
-from planner.cli.output import console, escape, print_json, ranged, short_rate, table
+from planner.cli.output import console, escape, print_json, table
 from planner.core.candidate import method_and_type
 from planner.core.errors import Exit
 from planner.core.units import format_bytes, format_count, format_rate
+from planner.core.wording import (
+    fullest,
+    layers_cell,
+    machine_line,
+    placement_line,
+    ranged,
+    rejection_numbers,
+    short_percent,
+    short_rate,
+)
 from planner.core.workload import Workload
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from planner.core.candidate import Candidate, KernelUse, Rejection
+    from planner.core.candidate import Candidate, KernelUse
     from planner.core.estimates import DeviceMemory
     from planner.workflow.recommend import Recommendation
     from planner.workflow.what_if import WhatIf
@@ -94,7 +104,7 @@ def _heading(out: Console, answer: Recommendation) -> None:
     if model.mixture is not None:
         size += f" ({format_count(active)} active)"
     out.print(f"[bold]{escape(model.name)}[/]  {model.architecture}, {size}, {model.n_layer} layers", highlight=False)
-    out.print(f"[bold]{escape(hardware.name)}[/]  {escape(machine_line(answer))}")
+    out.print(f"[bold]{escape(hardware.name)}[/]  {escape(machine_line(hardware))}")
     out.print(
         f"for {answer.workload.context} tokens of context, objective {answer.workload.objective}"
         + (f", {answer.workload.concurrency} sequences" if answer.workload.concurrency > 1 else "")
@@ -104,22 +114,13 @@ def _heading(out: Console, answer: Recommendation) -> None:
     out.print()
 
 
-def machine_line(answer: Recommendation) -> str:
-    """The machine in a line: GPUs with their memory, CPU, RAM."""
-    hardware = answer.hardware
-    parts = [f"{gpu.name} {format_bytes(gpu.memory_total_bytes)}" for gpu in hardware.gpus]
-    parts.append(f"{hardware.cpu.model}, {hardware.cpu.physical_core_count or '?'} cores")
-    parts.append(f"{format_bytes(hardware.memory.total_bytes)} RAM")
-    return " · ".join(parts)
-
-
 def _choice(out: Console, chosen: Candidate) -> None:
     placement, estimate = chosen.placement, chosen.estimate
     out.print(f"[bold green]→ {chosen.variant.label()}[/] with {chosen.variant.runtime}")
     size = estimate.size
     rows = [
         ("file", f"{format_bytes(size.file_bytes, 2)}, {size.bits_per_weight:.2f} bits per weight"),
-        ("runs as", _placement_line(chosen)),
+        ("runs as", placement_line(placement)),
         ("decode", f"{ranged(estimate.speed.decode, format_rate)} tokens/s{basis(chosen)}"),
         (
             "prefill",
@@ -144,24 +145,6 @@ def basis(candidate: Candidate) -> str:
     """What a speed rests on, as a suffix."""
     decode = candidate.estimate.speed.decode
     return f"  [dim]{decode.basis}: {escape(decode.source)}[/]" if decode else ""
-
-
-def _placement_line(candidate: Candidate) -> str:
-    placement = candidate.placement
-    parts = []
-    if placement.gpu_count:
-        parts.append(f"{placement.gpu_layers} layers on {placement.gpu_count} GPU{'s' * (placement.gpu_count > 1)}")
-    else:
-        parts.append(f"CPU, {placement.threads} threads")
-    if placement.cpu_expert_layers:
-        parts.append(f"experts of {placement.cpu_expert_layers} layers in RAM")
-    if placement.tensor_split:
-        parts.append(f"split {':'.join(f'{share:g}' for share in placement.tensor_split)}")
-    if placement.tensor_parallel > 1:
-        parts.append(f"tensor parallel {placement.tensor_parallel}")
-    parts.append(f"KV cache {placement.kv_type}")
-    parts.append(f"flash attention {'on' if placement.flash_attention else 'off'}")
-    return ", ".join(parts)
 
 
 def quality_line(candidate: Candidate) -> str:
@@ -215,11 +198,10 @@ def _alternatives(out: Console, answer: Recommendation, verbose: bool) -> None:
 def candidate_row(candidate: Candidate) -> tuple[str, ...]:
     """A candidate as a row of the alternatives table."""
     estimate = candidate.estimate
-    used = max((*estimate.memory.devices, estimate.memory.host), key=lambda device: device.needed_bytes)
     return (
         candidate.variant.label(),
         format_bytes(estimate.size.file_bytes),
-        format_bytes(used.needed_bytes),
+        format_bytes(fullest(candidate).needed_bytes),
         ranged(estimate.speed.decode, short_rate),
         ranged(estimate.quality.perplexity_ratio, short_percent),
         layers_cell(candidate.placement.gpu_layers, candidate.placement.cpu_expert_layers),
@@ -229,22 +211,12 @@ def candidate_row(candidate: Candidate) -> tuple[str, ...]:
     )
 
 
-def layers_cell(gpu_layers: int, cpu_expert_layers: int) -> str:
-    """Layers on the GPUs for a table, less the layers whose experts are in RAM: ``49-12e``."""
-    return f"{gpu_layers}-{cpu_expert_layers}e" if cpu_expert_layers else str(gpu_layers)
-
-
-def short_percent(ratio: float) -> str:
-    """A perplexity ratio as a change in percent for a table: ``+1.2``."""
-    return f"{100 * (ratio - 1):+.1f}"
-
-
 def _rejections(out: Console, answer: Recommendation, verbose: bool) -> None:
     """Rejected variants, those of one reason in one line, lack of memory first."""
     lines: dict[str, list[str]] = {}
     for item in sorted(answer.decision.rejected, key=lambda item: item.rule != "memory"):
         source = f" {escape(item.source)}" if verbose and item.source else ""
-        reason = f"{escape(item.reason)}{_numbers(item)} [dim]\\[{item.rule}]{source}[/]"
+        reason = f"{escape(item.reason)}{rejection_numbers(item)} [dim]\\[{item.rule}]{source}[/]"
         lines.setdefault(reason, []).append(method_and_type(item.method, item.type))
     if not lines:
         return
@@ -255,14 +227,6 @@ def _rejections(out: Console, answer: Recommendation, verbose: bool) -> None:
     if len(lines) > len(shown):
         out.print(f"  [dim]{len(lines) - len(shown)} more reasons; -v lists them[/]")
     out.print()
-
-
-def _numbers(item: Rejection) -> str:
-    if item.needed is None or item.available is None:
-        return ""
-    if item.unit == "bytes":
-        return f": needs {format_bytes(item.needed)}, has {format_bytes(item.available)}"
-    return f": needs {item.needed:g}, has {item.available:g} {item.unit}"
 
 
 def _nothing_fits(out: Console, answer: Recommendation) -> None:

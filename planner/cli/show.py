@@ -9,35 +9,13 @@ import click
 from planner.cli.options import existing, json_option
 from planner.cli.output import console, escape, print_json, table
 from planner.core.errors import Exit, InputError
-from planner.core.measurement import (
-    CONVERT_RATE,
-    DECODE,
-    FILE_BYTES,
-    KL_DIVERGENCE,
-    PEAK_MEMORY,
-    PERPLEXITY_RATIO,
-    PREFILL,
-    QUANTIZE_RATE,
-    STEP_SECONDS,
-)
-from planner.core.units import format_bytes, format_count, format_rate, format_seconds
+from planner.core.units import format_bytes, format_seconds
+from planner.core.wording import TITLES, quantity
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from planner.core.plan import Plan, Step
-
-TITLES = {
-    FILE_BYTES: "file",
-    PEAK_MEMORY: "peak memory",
-    PREFILL: "prefill, tokens/s",
-    DECODE: "decode, tokens/s",
-    PERPLEXITY_RATIO: "perplexity ratio",
-    KL_DIVERGENCE: "KL divergence, nats",
-    STEP_SECONDS: "time",
-    CONVERT_RATE: "convert, weights/s",
-    QUANTIZE_RATE: "quantize, weights/s",
-}
 
 COLOURS = {True: "green", False: "red", None: "yellow"}
 
@@ -75,19 +53,6 @@ def check_report(document: dict[str, Any], path: Path) -> None:
         lacking = ["a whole verdict"]
     if lacking:
         raise InputError(f"{path} is no report of qplan", numbers=f"it lacks {', '.join(lacking)}", code="bad-document")
-
-
-def quantity(name: str, value: float | None) -> str:
-    """A value of a quantity in its unit."""
-    if value is None:
-        return "-"
-    if name in {FILE_BYTES, PEAK_MEMORY}:
-        return format_bytes(value, 2)
-    if name == STEP_SECONDS:
-        return format_seconds(value)
-    if name in {CONVERT_RATE, QUANTIZE_RATE}:
-        return format_count(value)
-    return format_rate(value) if name in {PREFILL, DECODE} else f"{value:.4f}"
 
 
 def show_plan(plan: Plan) -> None:

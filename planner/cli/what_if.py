@@ -9,13 +9,14 @@ from planner.cli.output import table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from planner.estimate.placement import Option
     from planner.workflow.recommend import Recommendation
     from planner.workflow.what_if import Longest, WhatIf
 
 
 def show(out: Console, answer: Recommendation, found: WhatIf, *, name: bool = False) -> None:
     """The block; ``name`` says which model and machine it is about."""
+    from planner.workflow.what_if import cell
+
     where = "on the GPU" if answer.hardware.gpus and not answer.workload.cpu_only else "in RAM"
     about = f" {answer.model.name} on {answer.hardware.name}" if name else ""
     out.print(f"[bold]What if[/]{about}")
@@ -43,15 +44,3 @@ def longest_text(longest: tuple[Longest, ...]) -> str:
         return f"up to {known[0].context:,} tokens of context, as many as it is for"
     parts = [f"{item.context:,} with {item.kv_type}" for item in known]
     return f"up to this context, by type of the KV cache: {', '.join(parts)}"
-
-
-def cell(option: Option) -> str:
-    """``whole``, ``21 layers``, ``49-12e`` or ``no room``."""
-    from planner.cli.recommend import layers_cell
-
-    if option.gpu_layers is None:
-        return "no room"
-    if option.whole:
-        return "whole"
-    layers = layers_cell(option.gpu_layers, option.cpu_expert_layers)
-    return layers if option.cpu_expert_layers else f"{layers} layer{'s' * (option.gpu_layers != 1)}"

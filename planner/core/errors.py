@@ -99,6 +99,13 @@ class ExecutionFailed(QplanError):
     default_code = "step-failed"
 
 
+class Interrupted(QplanError):
+    """A person stopped the work; nothing half-written is left and a rerun goes on."""
+
+    exit_code = Exit.INTERRUPTED
+    default_code = "interrupted"
+
+
 class MissingDependency(QplanError):
     """A package of an extra is needed and not installed; the hint names the extra."""
 

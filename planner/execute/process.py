@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any, TextIO
 
@@ -34,6 +35,20 @@ PROGRESS_SECONDS = 0.1
 PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 
+_STOP: ContextVar[threading.Event | None] = ContextVar("stop", default=None)
+_LOOK_SECONDS = 0.1
+
+
+@contextlib.contextmanager
+def stoppable(stop: threading.Event | None) -> Iterator[None]:
+    """Within it, children that this thread runs are ended, and none is started, once another thread sets ``stop``."""
+    token = _STOP.set(stop)
+    try:
+        yield
+    finally:
+        _STOP.reset(token)
+
+
 class ChildDied(ExecutionFailed):
     """A child ended without an answer: killed, crashed, or a bug."""
 
@@ -42,6 +57,25 @@ class ChildDied(ExecutionFailed):
     def __init__(self, what: str, *, numbers: str, hint: str, signal_number: int | None) -> None:
         super().__init__(what, numbers=numbers, hint=hint)
         self.signal_number = signal_number
+
+
+class Stopped(ChildDied, errors.Interrupted):
+    """A child was ended, or not started, because a person stopped the work."""
+
+    exit_code = errors.Exit.INTERRUPTED
+    default_code = errors.Interrupted.default_code
+
+
+def check_stopped() -> None:
+    """Go no further where :func:`stoppable`'s event is set.
+
+    Raises:
+        Stopped: it is.
+    """
+    stop = _STOP.get()
+    if stop is not None and stop.is_set():
+        hint = "start it again: finished steps are kept, and it goes on from there"
+        raise Stopped("stopped", numbers="", hint=hint, signal_number=None)
 
 
 def run_child(
@@ -56,7 +90,7 @@ def run_child(
 ) -> dict[str, Any]:
     """Run ``python -m module`` on a request and return its result.
 
-    Ctrl-C, any other exception here and the death of this process end the child.
+    Ctrl-C, any other exception here, the event of :func:`stoppable` and the death of this process end the child.
 
     Args:
         module: a module of qplan that calls :func:`serve`.
@@ -70,13 +104,16 @@ def run_child(
     Raises:
         QplanError: what the child raised, of the same class.
         ExecutionFailed: the child crashed, was killed or ran too long.
+        Stopped: :func:`stoppable`'s event was set.
     """
+    check_stopped()
     late = threading.Event()
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
         log.open("wb") as log_file,
         _started(module, log_file, environment) as child,
         _timer(child, timeout_seconds, late),
+        _ended_when(_STOP.get(), child),
     ):
         answer = _converse(child, request, progress)
         code = child.wait()
@@ -84,6 +121,7 @@ def run_child(
         return dict(answer["result"])
     if "error" in answer:
         raise _same_error(answer["error"], what, log)
+    check_stopped()
     if late.is_set():
         raise ExecutionFailed(
             f"{what} took longer than {timeout_seconds:g} s and was ended", numbers=last_lines(log), code="timeout"
@@ -141,6 +179,26 @@ def _timer(child: subprocess.Popen[str], seconds: float | None, late: threading.
         yield
     finally:
         timer.cancel()
+
+
+@contextlib.contextmanager
+def _ended_when(stop: threading.Event | None, child: subprocess.Popen[str]) -> Iterator[None]:
+    if stop is None:
+        yield
+        return
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            if stop.wait(_LOOK_SECONDS):
+                child.kill()
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _converse(child: subprocess.Popen[str], request: object, progress: Progress | None) -> dict[str, Any]:

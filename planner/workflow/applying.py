@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from planner.core.candidate import Placement, Variant
 from planner.core.codec import read_json
@@ -16,12 +17,15 @@ from planner.core.measurement import Measurement
 from planner.core.model import ModelSpec, shape_sha256
 from planner.core.plan import Expectation, Plan
 from planner.core.units import format_bytes
-from planner.execute import obtain, preflight, receipts, runner
-from planner.workflow import step_report
+from planner.execute import obtain, preflight, process, receipts, runner
+from planner.workflow import reporting, step_report
 from planner.workflow.planning import check_hardware
 from planner.workflow.survey import survey
 
-REPORT = "report.json"
+if TYPE_CHECKING:
+    from planner.execute.receipts import Receipt as Receipt
+
+REPORT = reporting.REPORT
 DEFAULT_BUDGET_SECONDS = 240.0
 
 
@@ -42,6 +46,11 @@ class Outcome:
     removed: tuple[str, ...] = ()
 
     @property
+    def page_path(self) -> Path | None:
+        """The report as an HTML page."""
+        return self.report_path and self.report_path.with_name(reporting.PAGE)
+
+    @property
     def ok(self) -> bool:
         """Every measured quantity is inside its expectation."""
         return bool(self.report["ok"])
@@ -59,6 +68,8 @@ class ApplyOptions:
     budget_seconds: float = DEFAULT_BUDGET_SECONDS
     text: Path | None = None
     llama_cpp_directory: str | None = None
+    stop: threading.Event | None = None
+    """Set by another thread, it ends the apply as Ctrl-C does."""
 
 
 def check(plan: Plan, output: Path, *, hash_files: bool = True) -> HardwareProfile:
@@ -77,23 +88,27 @@ def check(plan: Plan, output: Path, *, hash_files: bool = True) -> HardwareProfi
         preflight.check_model_files(plan, local)
     preflight.check_output(plan, output)
     preflight.check_replaceable(output / REPORT, "plan_sha256")
+    reporting.check_page(output / reporting.PAGE)
     steps = runner.pending(plan, output, reference_needed=True)
     preflight.check_room(steps, here)
     return here
 
 
 def apply(plan: Plan, options: ApplyOptions, watcher: Watcher) -> Outcome:
-    """Run what is not done yet, measure, write ``report.json``, remember.
+    """Run what is not done yet, measure, write ``report.json`` and ``report.html``, remember.
 
     Raises:
         QplanError: a check failed, a step failed, or a question could not be asked.
+        Interrupted: ``options.stop`` was set.
     """
     output = options.output
     preflight.check_text(options.text)
-    with runner.locked(output):
+    with runner.locked(output), process.stoppable(options.stop):
         here = check(plan, output)
         done = finished(plan, output)
         if done is not None:
+            if not (output / reporting.PAGE).exists():
+                reporting.write_report_page(str(output))
             return Outcome(report=done, report_path=output / REPORT, nothing_to_do=True)
         place = _workplace(plan, options, here)
         steps = runner.pending(plan, output, reference_needed=True)
@@ -162,9 +177,11 @@ def _verify_plan(
     reference = next((place.path(plan, step.name) for step in plan.reference_steps()), None)
     if reference is None and plan.model.is_gguf:
         reference = place.model
+    model = _model_of(plan)
+    context = reporting.context_of(plan, model, here)
     result = _measure(
         place.output / plan.artifact,
-        _model_of(plan),
+        model,
         plan.variant,
         plan.placement,
         here,
@@ -176,7 +193,9 @@ def _verify_plan(
     )
     rows = step_report.rows(plan, made)
     document = report_document(result, plan_sha256=plan.content_sha256, steps=rows, hardware=here, tools=plan.tools)
+    document |= context
     write_report(place.output / REPORT, document)
+    reporting.write_report_page(str(place.output))
     return document
 
 

@@ -28,6 +28,8 @@ EXTRAS = {
     "gguf": "`pip install 'qplan[gguf]'`",
     "sentencepiece": "`pip install 'qplan[gguf]'`",
     "huggingface_hub": "`pip install 'qplan[hub]'` for models by hub id",
+    "textual": "`pip install 'qplan[tui]'` for the wizard",
+    "textual-serve": "`pip install 'qplan[tui]'` for the wizard in a browser",
 }
 
 

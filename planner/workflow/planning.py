@@ -10,7 +10,7 @@ from pathlib import Path
 
 from planner import FORMAT_VERSION, __version__, methods
 from planner.core.candidate import Candidate
-from planner.core.codec import content_sha256, decode, encode, read_json
+from planner.core.codec import content_sha256, decode, encode, read_json, write_atomically
 from planner.core.errors import DoesNotFit, InputError, StalePlan, UsageError
 from planner.core.estimates import Prediction
 from planner.core.hardware import HardwareProfile
@@ -272,6 +272,19 @@ def check_hardware(plan: Plan, here: HardwareProfile) -> None:
         hint="plan again here with `qplan plan`",
         code="other-machine",
     )
+
+
+def save_plan(plan: Plan, path: Path) -> None:
+    """Write a plan as ``qplan plan -o`` does.
+
+    Raises:
+        ExecutionFailed: a file that is no plan has this name.
+        InputError: it cannot be written.
+    """
+    from planner.execute.preflight import check_replaceable
+
+    check_replaceable(path, "content_sha256")
+    write_atomically(path, plan_text(plan))
 
 
 def plan_text(plan: Plan) -> str:

@@ -59,6 +59,19 @@ def recommend(
     model = models.resolve(model_text)
     check_types(model, workload)
     hardware = survey(profile, output=output, measure=measure)
+    return recommend_for(model, hardware, workload, simulated=profile is not None)
+
+
+def recommend_for(
+    model: ModelSpec, hardware: HardwareProfile, workload: Workload, *, simulated: bool = False
+) -> Recommendation:
+    """:func:`recommend` for a model and a machine that are known already: 20 ms once both have been asked about.
+
+    Raises:
+        UsageError: the workload asks for something that does not exist.
+    """
+    check_workload(workload)
+    check_types(model, workload)
     calibration, notes = calibration_of(hardware)
     tries = contexts_to_try(model, workload)
     for context in tries:
@@ -71,7 +84,7 @@ def recommend(
         hardware=hardware,
         workload=tried,
         decision=decision,
-        simulated=profile is not None,
+        simulated=simulated,
         notes=(*notes, *_context_notes(model, tried, tries)),
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from planner.core.candidate import Placement
 from planner.core.model import ModelSpec
+from planner.core.wording import layers_cell
 from planner.decide.candidates import restricted
 from planner.estimate import kv_cache
 from planner.estimate.placement import Option, longest_context, what_if
@@ -78,6 +79,16 @@ def contexts(model: ModelSpec, asked: int) -> tuple[int, ...]:
     """4096 and its doublings, the context that was asked for, and the one that the model was trained with."""
     made = {FIRST_CONTEXT << power for power in range(MOST_CONTEXTS - 1)}
     return tuple(sorted({context for context in made if context < model.n_ctx_train} | {asked, model.n_ctx_train}))
+
+
+def cell(option: Option) -> str:
+    """An option for a table: ``whole``, ``21 layers``, ``49-12e`` or ``no room``."""
+    if option.gpu_layers is None:
+        return "no room"
+    if option.whole:
+        return "whole"
+    layers = layers_cell(option.gpu_layers, option.cpu_expert_layers)
+    return layers if option.cpu_expert_layers else f"{layers} layer{'s' * (option.gpu_layers != 1)}"
 
 
 def document(found: WhatIf | None) -> dict[str, Any] | None:

@@ -1,0 +1,110 @@
+"""How values are written for a person: the same words and digits on the command line, in the wizard and in reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from planner.core.candidate import Candidate, Placement, Rejection
+from planner.core.estimates import DeviceMemory, Prediction
+from planner.core.hardware import HardwareProfile
+from planner.core.measurement import (
+    CONVERT_RATE,
+    DECODE,
+    FILE_BYTES,
+    KL_DIVERGENCE,
+    PEAK_MEMORY,
+    PERPLEXITY_RATIO,
+    PREFILL,
+    QUANTIZE_RATE,
+    STEP_SECONDS,
+)
+from planner.core.units import format_bytes, format_count, format_rate, format_seconds
+
+TITLES = {
+    FILE_BYTES: "file",
+    PEAK_MEMORY: "peak memory",
+    PREFILL: "prefill, tokens/s",
+    DECODE: "decode, tokens/s",
+    PERPLEXITY_RATIO: "perplexity ratio",
+    KL_DIVERGENCE: "KL divergence, nats",
+    STEP_SECONDS: "time",
+    CONVERT_RATE: "convert, weights/s",
+    QUANTIZE_RATE: "quantize, weights/s",
+}
+"""What a measured quantity is called at the head of a row."""
+
+
+def quantity(name: str, value: float | None) -> str:
+    """A value of a quantity in its unit."""
+    if value is None:
+        return "-"
+    if name in {FILE_BYTES, PEAK_MEMORY}:
+        return format_bytes(value, 2)
+    if name == STEP_SECONDS:
+        return format_seconds(value)
+    if name in {CONVERT_RATE, QUANTIZE_RATE}:
+        return format_count(value)
+    return format_rate(value) if name in {PREFILL, DECODE} else f"{value:.4f}"
+
+
+def ranged(prediction: Prediction | None, show: Callable[[float], str]) -> str:
+    """A prediction with its range: ``48.3 (41.0-55.1)``; ``unknown`` where there is none."""
+    if prediction is None:
+        return "unknown"
+    return f"{show(prediction.value)} ({show(prediction.low)}-{show(prediction.high)})"
+
+
+def short_rate(value: float) -> str:
+    """Tokens per second for a table: whole from 20 on."""
+    return f"{value:,.0f}" if value >= 20 else f"{value:.1f}" if value >= 2 else f"{value:.2f}"
+
+
+def short_percent(ratio: float) -> str:
+    """A perplexity ratio as a change in percent for a table: ``+1.2``."""
+    return f"{100 * (ratio - 1):+.1f}"
+
+
+def layers_cell(gpu_layers: int, cpu_expert_layers: int) -> str:
+    """Layers on the GPUs for a table, less the layers whose experts are in RAM: ``49-12e``."""
+    return f"{gpu_layers}-{cpu_expert_layers}e" if cpu_expert_layers else str(gpu_layers)
+
+
+def placement_line(placement: Placement) -> str:
+    """Where the layers lie and how the runtime is set, in a line."""
+    parts = []
+    if placement.gpu_count:
+        parts.append(f"{placement.gpu_layers} layers on {placement.gpu_count} GPU{'s' * (placement.gpu_count > 1)}")
+    else:
+        parts.append(f"CPU, {placement.threads} threads")
+    if placement.cpu_expert_layers:
+        parts.append(f"experts of {placement.cpu_expert_layers} layers in RAM")
+    if placement.tensor_split:
+        parts.append(f"split {':'.join(f'{share:g}' for share in placement.tensor_split)}")
+    if placement.tensor_parallel > 1:
+        parts.append(f"tensor parallel {placement.tensor_parallel}")
+    parts.append(f"KV cache {placement.kv_type}")
+    parts.append(f"flash attention {'on' if placement.flash_attention else 'off'}")
+    return ", ".join(parts)
+
+
+def machine_line(hardware: HardwareProfile) -> str:
+    """The machine in a line: GPUs with their memory, CPU, RAM."""
+    parts = [f"{gpu.name} {format_bytes(gpu.memory_total_bytes)}" for gpu in hardware.gpus]
+    parts.append(f"{hardware.cpu.model}, {hardware.cpu.physical_core_count or '?'} cores")
+    parts.append(f"{format_bytes(hardware.memory.total_bytes)} RAM")
+    return " · ".join(parts)
+
+
+def fullest(candidate: Candidate) -> DeviceMemory:
+    """The device of which a candidate needs most."""
+    used = candidate.estimate.memory
+    return max((*used.devices, used.host), key=lambda device: device.needed_bytes)
+
+
+def rejection_numbers(item: Rejection) -> str:
+    """The numbers that decided, as a suffix: ``: needs 21.9 GiB, has 11.1 GiB``."""
+    if item.needed is None or item.available is None:
+        return ""
+    if item.unit == "bytes":
+        return f": needs {format_bytes(item.needed)}, has {format_bytes(item.available)}"
+    return f": needs {item.needed:g}, has {item.available:g} {item.unit}"

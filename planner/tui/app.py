@@ -1,0 +1,133 @@
+"""The app: which screen follows which, errors, help, the palette, leaving. It knows no model and no number."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from textual.app import App, SystemCommand
+from textual.screen import Screen
+from textual.widgets import HelpPanel
+
+from planner.tui import keys, settings
+from planner.tui.messages import Again, Failed, Forward
+from planner.tui.screens.base import QplanScreen
+from planner.tui.screens.dialogs import ErrorDialog, Question
+from planner.tui.screens.hardware import HardwareScreen
+from planner.tui.state import State
+
+FOLLOWS = {
+    "Hardware": "model.ModelScreen",
+    "Model": "goal.GoalScreen",
+    "Goal": "choose.ChooseScreen",
+    "Choose": "review.ReviewScreen",
+    "Review": "run.RunScreen",
+    "Run": "result.ResultScreen",
+}
+"""The screen after each step, by module and class."""
+ASIDE = {
+    "frontier": "frontier.FrontierScreen",
+    "measurements": "measurements.MeasurementsScreen",
+    "settings": "settings.SettingsScreen",
+}
+"""Screens reached from the palette."""
+
+
+def made(name: str, state: State) -> QplanScreen:
+    """The screen ``module.Class``, imported now: the first one is painted before the others are read."""
+    module, _, kind = name.partition(".")
+    screen: QplanScreen = getattr(importlib.import_module(f"planner.tui.screens.{module}"), kind)(state)
+    return screen
+
+
+class Wizard(App[State]):
+    """Hardware, model, goal, choice, review, run, result."""
+
+    TITLE = "qplan"
+    CSS_PATH = Path(__file__).with_name("wizard.tcss")
+    BINDINGS = keys.APP
+    ENABLE_COMMAND_PALETTE = True
+
+    def __init__(self, state: State) -> None:
+        super().__init__()
+        self.start = state
+        self.latest = state
+        """The state of the last step that was done, for the command line printed on leaving."""
+        chosen = settings.load()
+        if chosen.theme in self.available_themes:
+            self.theme = chosen.theme
+        self.set_keymap(chosen.keymap)
+
+    def on_mount(self) -> None:
+        """The first screen; it looks at the machine once it is painted."""
+        self.push_screen(self.first_screen())
+
+    def first_screen(self) -> QplanScreen:
+        """Where it begins."""
+        return HardwareScreen(self.start)
+
+    def on_forward(self, message: Forward) -> None:
+        """A step is done: the next one, with its state."""
+        screen = self.screen
+        if isinstance(screen, QplanScreen) and screen.TITLE_TEXT in FOLLOWS:
+            self.latest = message.state
+            self.push_screen(made(FOLLOWS[screen.TITLE_TEXT], message.state))
+
+    def on_failed(self, message: Failed) -> None:
+        """Say what went wrong; everything stays as it was."""
+        self.push_screen(ErrorDialog(message.error))
+
+    def on_again(self, message: Again) -> None:
+        """Back to the model, with the machine kept."""
+        state = message.state.but(
+            model=None, model_text="", answer=None, candidate=None, plan=None, saved=False, outcome=None
+        )
+        while len(self.screen_stack) > 2:
+            self.pop_screen()
+        self.push_screen(made(FOLLOWS["Hardware"], state))
+
+    def action_go(self, name: str) -> None:
+        """A screen aside of the steps."""
+        here = self.screen
+        if isinstance(here, QplanScreen) and here.TITLE_TEXT.lower() != name:
+            self.push_screen(made(ASIDE[name], here.state))
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """What the palette offers: only what makes sense now."""
+        if not isinstance(screen, QplanScreen):
+            return
+        at = screen.TITLE_TEXT
+        if screen.state.answer is not None and at != "Frontier":
+            yield SystemCommand(
+                "Frontier", "size, quality and speed of all candidates", lambda: self.action_go("frontier")
+            )
+        if at != "Measurements":
+            yield SystemCommand(
+                "Measurements", "what was measured on this machine", lambda: self.action_go("measurements")
+            )
+        if at != "Settings":
+            yield SystemCommand("Settings", "theme and keys", lambda: self.action_go("settings"))
+        other = settings.LIGHT if self.current_theme.dark else settings.DARK
+        yield SystemCommand("Light or dark", f"change to {other}", lambda: setattr(self, "theme", other))
+        yield SystemCommand("Help", "help for what has the focus", self.action_toggle_help)
+        yield SystemCommand("Quit", "leave, and print the command line that does the same", self.action_leave)
+
+    def action_toggle_help(self) -> None:
+        """Help beside the screen; it follows the focus."""
+        if self.screen.query(HelpPanel):
+            self.action_hide_help_panel()
+        else:
+            self.action_show_help_panel()
+
+    def action_leave(self) -> None:
+        """Leave; a running step is asked about first."""
+        if getattr(self.screen, "running", False):
+            question = "A step is running. Stop it and leave? What is finished is kept."
+            self.push_screen(Question(question, "Stop and leave", "Stay"), lambda yes: self._leave() if yes else None)
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        screen = next((s for s in reversed(self.screen_stack) if isinstance(s, QplanScreen)), None)
+        self.exit(screen.state if screen is not None else self.latest)

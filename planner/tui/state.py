@@ -1,0 +1,68 @@
+"""The wizard's one value: what is known so far. A screen gets it and hands a changed copy on."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planner.core.workload import Workload
+from planner.workflow import command_line
+
+if TYPE_CHECKING:
+    from planner.core.candidate import Candidate
+    from planner.core.hardware import HardwareProfile
+    from planner.core.model import ModelSpec
+    from planner.core.plan import Plan
+    from planner.workflow.applying import Outcome
+    from planner.workflow.recommend import Recommendation
+
+UNASKED = Workload(context_fixed=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Machine, model, goal, choice, plan and result; what is not known yet is ``None``."""
+
+    profile: str | None = None
+    """Name of a captured machine; ``None``: this one."""
+    hardware: HardwareProfile | None = None
+    model_text: str = ""
+    model: ModelSpec | None = None
+    workload: Workload = UNASKED
+    answer: Recommendation | None = None
+    candidate: Candidate | None = None
+    plan: Plan | None = None
+    plan_path: Path = Path("plan.json")
+    saved: bool = False
+    """The plan is in ``plan_path``."""
+    output: Path = Path()
+    outcome: Outcome | None = None
+
+    def but(self, **changes: Any) -> State:
+        """A copy with changes."""
+        return dataclasses.replace(self, **changes)
+
+    def summary(self) -> str:
+        """The state in a line, for the head of each screen."""
+        parts = []
+        if self.hardware is not None:
+            parts.append(self.hardware.name)
+        if self.model is not None:
+            parts.append(self.model.name)
+        if self.candidate is not None:
+            parts.append(self.candidate.variant.label())
+            parts.append(f"{self.candidate.placement.context:,} tokens")
+        return " · ".join(parts)
+
+    def command_lines(self) -> tuple[str, ...]:
+        """The command lines that do what was done here; empty where nothing was."""
+        if not self.model_text or self.model is None:
+            return ("qplan probe",) if self.hardware is not None and self.profile is None else ()
+        if self.candidate is None or self.plan is None:
+            return (command_line.recommend_line(self.model_text, self.workload, self.profile),)
+        planned = command_line.plan_line(self.model_text, self.workload, self.profile, self.candidate, self.plan_path)
+        if self.outcome is None and not self.saved:
+            return (planned,)
+        return (planned, command_line.apply_line(self.plan_path, self.output))

@@ -1,0 +1,68 @@
+"""An apply in a thread, told in messages: each call of the runner becomes one."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from textual.message import Message
+
+from planner.core.errors import Interrupted
+from planner.tui.messages import Progressed, StepBegan, StepEnded
+
+if TYPE_CHECKING:
+    from planner.core.plan import Step
+    from planner.workflow.applying import Receipt
+
+LOOK_SECONDS = 0.2
+
+
+class Asked(Message):
+    """The thread waits for an answer to a question."""
+
+    def __init__(self, question: str, answer: Callable[[bool | None], None]) -> None:
+        super().__init__()
+        self.question = question
+        self.answer = answer
+
+
+class Watching:
+    """The wizard's side of :class:`planner.workflow.applying.Watcher`. ``post`` may be called from any thread."""
+
+    def __init__(self, post: Callable[[Message], object], stop: threading.Event) -> None:
+        self._post = post
+        self._stop = stop
+
+    def started(self, step: Step) -> Callable[..., None]:
+        """A step begins; its progress comes in any unit."""
+        self._post(StepBegan(step))
+        return lambda done, total: self._tell(float(done), float(total or 0), "")
+
+    def finished(self, step: Step, receipt: Receipt, *, reused: bool) -> None:
+        """A step is done."""
+        self._post(StepEnded(step, receipt, reused=reused))
+
+    def measuring(self) -> Callable[[str, float], None]:
+        """The verification begins."""
+        self._post(StepBegan(None))
+        return lambda what, fraction: self._tell(fraction, 1.0, what)
+
+    def confirm(self, question: str) -> bool:
+        """Ask a person, and wait.
+
+        Raises:
+            Interrupted: the apply was stopped meanwhile.
+        """
+        answers: queue.Queue[bool | None] = queue.Queue()
+        self._post(Asked(question, answers.put))
+        while not self._stop.is_set():
+            try:
+                return bool(answers.get(timeout=LOOK_SECONDS))
+            except queue.Empty:
+                continue
+        raise Interrupted("stopped")
+
+    def _tell(self, done: float, total: float, what: str) -> None:
+        self._post(Progressed(done, total, what))
