@@ -46,7 +46,9 @@ def model_like(seed: int, count: int) -> list[list[Option]]:
     for _ in range(count):
         weights, scale = 32 * chooser.choice((64, 256, 512, 1500)), chooser.lognormvariate(0, 1.5)
         bits = (2.06, 2.56, 3.06, 3.44, 4.25, 4.5, 5.5, 6.56, 8.5)
-        tensors.append([Option(int(weights * b / 8), scale * weights * 4.0**-b * chooser.uniform(0.8, 1.25)) for b in bits])
+        tensors.append(
+            [Option(int(weights * b / 8), scale * weights * 4.0**-b * chooser.uniform(0.8, 1.25)) for b in bits]
+        )
     return tensors
 
 

@@ -19,7 +19,7 @@ from planner.core.model import Tensor
 from planner.core.units import pad
 from planner.formats.gguf import read_array, read_header
 from planner.formats.gguf_header import DEFAULT_ALIGNMENT, MAGIC, ArrayInfo, GgufHeader
-from planner.formats.gguf_skeleton import header
+from planner.formats.gguf_skeleton import Value, header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +72,7 @@ def write_imatrix(path: Path, matrix: ImportanceMatrix) -> None:
         count, columns = entry.sums.shape
         tensors += [(name + SUMS, (columns, count), "F32"), (name + COUNTS, (1, count), "F32")]
         data += [entry.sums.astype("<f4"), entry.counts.astype("<f4")]
-    metadata = {
+    metadata: dict[str, Value] = {
         "general.type": "imatrix",
         DATASETS: list(matrix.datasets) or [""],
         CHUNK_COUNT: matrix.chunk_count,

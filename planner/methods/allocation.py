@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 MOST_STATES = 2000
 """Partial choices kept at a time; beyond, the least promising are dropped and the result may miss the optimum by at
@@ -82,7 +83,7 @@ def _relaxed(tensors: Sequence[Sequence[Option]], budget: int) -> tuple[list[int
     steps = [
         (-_gain(options, a, b), t, k, options[b].size_bytes - options[a].size_bytes)
         for t, (options, corners) in enumerate(zip(tensors, hulls, strict=True))
-        for k, (a, b) in enumerate(zip(corners, corners[1:], strict=False))
+        for k, (a, b) in enumerate(pairwise(corners))
     ]
     chosen = [corners[0] for corners in hulls]
     size = sum(options[c].size_bytes for options, c in zip(tensors, chosen, strict=True))
@@ -110,10 +111,8 @@ def _refined(tensors: Sequence[Sequence[Option]], budget: int, relaxed: list[int
     most = price * room - (loss - _loss(tensors, greedy))  # of reduced loss: the gap that greedy leaves to the bound
     core = []
     for t, options in enumerate(tensors):
-        inside = [
-            (i, o, _reduced(o, base[t], price)) for i, o in enumerate(options) if i != relaxed[t] and i in front(options)
-        ]
-        inside = [item for item in inside if item[2] <= most]
+        others = [(i, options[i], _reduced(options[i], base[t], price)) for i in front(options) if i != relaxed[t]]
+        inside = [other for other in others if other[2] <= most]
         if inside:
             core.append((t, inside))
     core.sort(key=lambda item: (min(reduced for _, _, reduced in item[1]), item[0]))

@@ -115,7 +115,8 @@ def _is_batch(values: NativeTensor) -> bool:
 def _sum_of_squares(rows: NDArray[np.float32]) -> NDArray[np.float64]:
     import numpy as np
 
-    return np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
+    squares: NDArray[np.float64] = np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
+    return squares
 
 
 def choose_chunks(tokens: Sequence[int], size: int, most: int | None, seed: int) -> list[Sequence[int]]:

@@ -174,8 +174,14 @@ def _verify_plan(
         text=options.text,
         progress=watcher.measuring(),
     )
-    rows = step_report.rows(plan, made)
-    document = report_document(result, plan_sha256=plan.content_sha256, steps=rows, hardware=here, tools=plan.tools)
+    document = report_document(
+        result,
+        plan_sha256=plan.content_sha256,
+        steps=step_report.rows(plan, made),
+        recipe=dict(next((receipt.tensor_types for receipt in made if receipt.tensor_types), ())),
+        hardware=here,
+        tools=plan.tools,
+    )
     write_report(place.output / REPORT, document)
     return document
 
