@@ -34,7 +34,9 @@ def matrices(draw: Any) -> ImportanceMatrix:
         sums = draw(hnp.arrays(np.float32, (count, columns), elements=values))
         counts = draw(hnp.arrays(np.int64, count, elements=st.integers(0, 1 << 20)))
         entries[name] = Importance(sums=sums, counts=counts)
-    return ImportanceMatrix(entries=entries, chunk_count=draw(st.integers(0, 999)), chunk_size=512, datasets=("a b.txt",))
+    return ImportanceMatrix(
+        entries=entries, chunk_count=draw(st.integers(0, 999)), chunk_size=512, datasets=("a b.txt",)
+    )
 
 
 @settings(max_examples=40)

@@ -17,7 +17,7 @@ from itertools import pairwise
 
 MOST_STATES = 2000
 """Partial choices kept at a time; beyond, the least promising are dropped and the result may miss the optimum by at
-most the gap that it reports. Cases of up to some thirty tensors never come near."""
+most the gap that it reports. Cases of up to some thirty tensors never come near; one of a thousand takes seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +65,23 @@ def _gain(options: Sequence[Option], a: int, b: int) -> float:
     return (options[a].loss - options[b].loss) / (options[b].size_bytes - options[a].size_bytes)
 
 
-def allocate(tensors: Sequence[Sequence[Option]], budget_bytes: int) -> Allocation | None:
+def allocate(
+    tensors: Sequence[Sequence[Option]], budget_bytes: int, most_states: int = MOST_STATES
+) -> Allocation | None:
     """The choice of least loss that fits; ``None`` where even the smallest options do not.
 
     A larger budget never loses more, as far as the search is exact (``gap`` 0).
+
+    Args:
+        tensors: the options of each.
+        budget_bytes: what all chosen ones may take.
+        most_states: of the search for the rest, see :data:`MOST_STATES`.
     """
     smallest = sum(min(option.size_bytes for option in options) for options in tensors)
     if smallest > budget_bytes:
         return None
     relaxed, price = _relaxed(tensors, budget_bytes)
-    return _refined(tensors, budget_bytes, relaxed, price)
+    return _refined(tensors, budget_bytes, relaxed, price, most_states)
 
 
 def _relaxed(tensors: Sequence[Sequence[Option]], budget: int) -> tuple[list[int], float]:
@@ -102,7 +109,9 @@ class _State:
     changes: tuple[tuple[int, int], ...]
 
 
-def _refined(tensors: Sequence[Sequence[Option]], budget: int, relaxed: list[int], price: float) -> Allocation:
+def _refined(
+    tensors: Sequence[Sequence[Option]], budget: int, relaxed: list[int], price: float, most_states: int
+) -> Allocation:
     """The best choice that differs from ``relaxed`` by little enough reduced loss; see the module's text."""
     base = [options[c] for options, c in zip(tensors, relaxed, strict=True)]
     size, loss = sum(option.size_bytes for option in base), sum(option.loss for option in base)
@@ -116,12 +125,13 @@ def _refined(tensors: Sequence[Sequence[Option]], budget: int, relaxed: list[int
         if inside:
             core.append((t, inside))
     core.sort(key=lambda item: (min(reduced for _, _, reduced in item[1]), item[0]))
-    found, cut = _enumerated(core, base, room, most)
+    found, cut = _enumerated(core, base, room, most, most_states)
     best = greedy
     if found is not None and loss + found.loss < _loss(tensors, greedy):
         best = list(relaxed)
         for t, i in found.changes:
             best[t] = i
+        best = _filled(tensors, best, room - found.extra_bytes)
     total = _loss(tensors, best)
     bound = loss - price * room
     return Allocation(
@@ -157,7 +167,11 @@ def _filled(tensors: Sequence[Sequence[Option]], chosen: Sequence[int], room: in
 
 
 def _enumerated(
-    core: Sequence[tuple[int, list[tuple[int, Option, float]]]], base: Sequence[Option], room: int, most: float
+    core: Sequence[tuple[int, list[tuple[int, Option, float]]]],
+    base: Sequence[Option],
+    room: int,
+    most: float,
+    most_states: int,
 ) -> tuple[_State | None, bool]:
     """The best set of changes within ``room`` more bytes, and whether states were dropped for want of space."""
     savings = [0]  # the most bytes that the remaining tensors can give back
@@ -174,11 +188,18 @@ def _enumerated(
                     gained = state.loss + option.loss - base[t].loss
                     grown.append(_State(state.reduced + reduced, extra, gained, (*state.changes, (t, i))))
         states = _undominated(grown)
-        if len(states) > MOST_STATES:
+        if len(states) > most_states:
             cut = True
-            states = sorted(states, key=lambda s: (s.reduced, s.extra_bytes, s.changes))[:MOST_STATES]
+            states = _thinned(states, most_states)
     fitting = [state for state in states if state.extra_bytes <= room]
     return min(fitting, key=lambda s: (s.loss, s.extra_bytes, s.changes), default=None), cut
+
+
+def _thinned(states: list[_State], count: int) -> list[_State]:
+    """Half of them the most promising, half spread evenly over the bytes they take, so that any rest can be filled."""
+    promising = sorted(states, key=lambda s: (s.reduced, s.extra_bytes, s.changes))[: count // 2]
+    spread = states[:: -(-len(states) // (count - count // 2))]  # they come sorted by bytes
+    return list({state.changes: state for state in (*promising, *spread)}.values())
 
 
 def _undominated(states: list[_State]) -> list[_State]:

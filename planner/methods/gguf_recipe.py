@@ -22,7 +22,7 @@ from planner.core.model import ModelSpec, Tensor
 from planner.core.units import format_bytes, pad
 from planner.formats.ggml import tensor_bytes, type_traits
 from planner.methods import gguf_mix
-from planner.methods.allocation import Allocation, Option, allocate
+from planner.methods.allocation import MOST_STATES, Allocation, Option, allocate
 
 ALIGNMENT_BYTES = 32
 """``GGUF_DEFAULT_ALIGNMENT``."""
@@ -36,6 +36,8 @@ DEMANDING_TYPES = frozenset({"IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ1_S", "
 """llama.cpp refuses these without an importance matrix, the embedding and the output aside."""
 _NAMES = re.compile(r"[A-Za-z0-9_.]{1,63}")
 """Tensor names that a recipe may hold: they become patterns for llama.cpp."""
+_PLANNING_STATES = 200
+"""A plan's recipe rests on other models' sensitivities, which are wrong by more than the last search gains."""
 _FILE_TYPES = {
     "Q8_0": "Q8_0", "Q6_K": "Q6_K", "Q5_K": "Q5_K_M", "Q4_K": "Q4_K_M", "IQ4_XS": "IQ4_XS", "Q3_K": "Q3_K_M",
     "IQ3_S": "IQ3_M", "IQ3_XXS": "IQ3_XXS", "Q2_K": "Q2_K", "IQ2_S": "IQ2_M", "IQ2_XS": "IQ2_XS",
@@ -119,6 +121,7 @@ def choose(
     *,
     covered: Collection[str],
     model_name: str,
+    most_states: int = MOST_STATES,
 ) -> Recipe:
     """The recipe of least loss whose file has at most ``target_bytes``.
 
@@ -128,6 +131,7 @@ def choose(
         loss: predicted KL divergence of a tensor in a type.
         covered: tensors that an importance matrix tells of.
         model_name: for the error.
+        most_states: how thoroughly the last bytes are filled, see :data:`planner.methods.allocation.MOST_STATES`.
 
     Raises:
         DoesNotFit: even the smallest types take more (``target-too-small``).
@@ -137,7 +141,7 @@ def choose(
         [Option(pad(tensor_bytes(t, tensor.shape), ALIGNMENT_BYTES), loss(tensor, t)) for t in its]
         for tensor, its in zip(tensors, types, strict=True)
     ]
-    found = allocate(options, target_bytes - beside_bytes)
+    found = allocate(options, target_bytes - beside_bytes, most_states)
     if found is None:
         least = beside_bytes + sum(min(o.size_bytes for o in each) for each in options)
         bits = 8 * least / sum(tensor.element_count for tensor in tensors)
@@ -238,6 +242,7 @@ def plan_recipe(model: ModelSpec, metadata_bytes: int, target_bytes: int, *, ima
         loss,
         covered=coverable(model) if imatrix else (),
         model_name=model.name,
+        most_states=_PLANNING_STATES,
     )
 
 
