@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from planner.core.plan import BUILT_IN, MATRIX, Calibration
 from planner.execute import calibration as texts
 from planner.execute.process import Progress, serve
 from planner.execute.resident import peak_resident_bytes
+
+_ADDITIVE = 0.12
+"""Of ln(additivity): 0.03 at most with texts of the models' own kind, up to 0.28 with others (``benchmarks/budget.py``,
+three models, 2026-11-26)."""
 
 
 def work(request: object, progress: Progress) -> dict[str, Any]:
@@ -92,12 +97,23 @@ def _sensitivity(job: Job, progress: Progress) -> dict[str, Any]:
     with atomic_output(Path(job.output)) as partial:
         partial.write_text(canonical_json(table) + "\n", encoding="utf-8")
     details = {"probes": len(table.probes), "tokens": table.tokens, "seed": table.seed, "text_sha256": chosen.sha256}
-    if table.additivity is not None:
-        details["additivity"] = table.additivity
     notes = [
         f"sensitivity of {len(table.tensors)} tensors from {len(table.probes)} probes of {table.tokens} tokens each"
     ]
+    if table.additivity is not None:
+        details["additivity"] = round(table.additivity, 4)
+        notes += _additivity_notes(table.additivity)
     return {"notes": notes, "details": details}
+
+
+def _additivity_notes(additivity: float) -> list[str]:
+    """A word where parts do not add up as they do on a text of the model's own kind."""
+    if additivity > 0 and abs(math.log(additivity)) <= _ADDITIVE:
+        return []
+    return [
+        f"all parts together lose {additivity:.2f} times what they lose one by one; about 1 is usual: the text may be "
+        "unlike what the model was trained on, and one that is like it, with --calibration, chooses better"
+    ]
 
 
 if __name__ == "__main__":
