@@ -27,7 +27,7 @@ from planner.core.candidate import Placement
 from planner.core.data import data_path
 from planner.core.job import Job
 from planner.core.model import ModelSpec
-from planner.core.plan import Calibration, Step
+from planner.core.plan import CalibrationSource, Step
 from planner.execute import calibration as texts
 from planner.execute.process import run_child
 from planner.methods import gguf_mix, gguf_recipe
@@ -73,11 +73,11 @@ class Bench:
         self.table = self._run(self._measuring("sensitivity", few), self.full, "table.json", imatrix=str(self.matrix))
 
     @staticmethod
-    def _text(path: Path | None, chunks: int, seed: int) -> Calibration:
+    def _text(path: Path | None, chunks: int, seed: int) -> CalibrationSource:
         return texts.from_text(path, chunks, seed) if path else texts.built_in(chunks, seed)
 
     @staticmethod
-    def _measuring(kind: str, text: Calibration) -> Step:
+    def _measuring(kind: str, text: CalibrationSource) -> Step:
         return Step(name=kind, kind=kind, method="gguf", calibration=text)
 
     def _run(self, step: Step, source: Path, name: str, **more: str | None) -> Path:

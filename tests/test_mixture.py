@@ -179,6 +179,14 @@ def test_a_mixture_fills_the_memory_that_a_run_may_take() -> None:
         mixture(answer, Wish(memory_bytes=GIB))
 
 
+def test_a_limit_that_falls_between_types_gets_a_word() -> None:
+    between = recommend("llama-2-13b", Workload(max_memory_bytes=9 * GIB, methods=("gguf",)), profile="rtx-4090")
+    told = [note for note in between.notes if "--fit-memory" in note]
+    used = between.decision.chosen.estimate.memory.devices[0].needed_bytes if between.decision.chosen else 0
+    assert bool(told) == (used < 0.92 * 9 * GIB)
+    assert not recommend("llama-2-13b", Workload(), profile="rtx-4090").notes
+
+
 def test_two_wishes_are_one_too_many(answer: Recommendation, qplan: Qplan, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         mixture(answer, Wish(bits_per_weight=4.0, size_bytes=3 << 20))

@@ -15,11 +15,11 @@ from planner.core.workload import Workload
 STEP_KINDS = ("convert", "imatrix", "sensitivity", "quantize", "verify")
 
 BUILT_IN, TEXT, MATRIX = "built-in", "text", "imatrix"
-"""Kinds of :class:`Calibration`: the text that comes with qplan, a text of the user's, and a finished matrix."""
+"""Kinds of :class:`CalibrationSource`: the text that comes with qplan, a text of the user's, and a finished matrix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
+class CalibrationSource:
     """What a step calibrates with, pinned: a text that is run through the model, or an importance matrix as it is."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = STRICT
@@ -55,7 +55,7 @@ class Step:
     group_size: int | None = None
     imatrix: str | None = None
     """Name of the step that makes the importance matrix."""
-    calibration: Calibration | None = None
+    calibration: CalibrationSource | None = None
     """What a step that measures the model reads."""
     sensitivity: str | None = None
     """Name of the step that measures how much each tensor bears; the quantizing step chooses types by it."""

@@ -56,6 +56,8 @@ CHUNK_TOKENS = 512
 CALIBRATION_CHUNKS = 128
 """Chunks of text that an importance matrix is collected over unasked, of 512 tokens."""
 SENSITIVITY_CHUNKS = 4
+UNCHANGED_RUNS = 5
+"""Runs besides the probes': thrice as much text to choose from, the chosen, and everything spoiled at once."""
 SAMPLE_WEIGHTS = 1 << 17
 """As ``verify/sensitivity.py`` measures: chunks of one probe, and weights of a tensor that go through every type."""
 LOGITS_BYTES_PER_ENTRY = 4 * 512 * (SENSITIVITY_CHUNKS / 2 + 1)
@@ -210,7 +212,7 @@ def _collecting(model: ModelSpec, variant: Variant, step: Step, site: _Site) -> 
 def _probing(model: ModelSpec, variant: Variant, step: Step, site: _Site) -> Step:
     """Each part of the model once spoiled and run, all together once, and a sample of each tensor in all types."""
     quantized = [tensor for tensor in model.tensors if gguf_mix.is_quantized(tensor)]
-    runs = min(step.probes or len(quantized), len(quantized)) + 2
+    runs = min(step.probes or len(quantized), len(quantized)) + UNCHANGED_RUNS
     sampled = float(sum(min(tensor.element_count, SAMPLE_WEIGHTS) for tensor in quantized))
     kinds = sum(1 / quantize_rate(type_, imatrix=True) for type_ in gguf_recipe.WHOLE_ROW_TYPES)
     whole = 3 * sum(tensor.element_count for tensor in quantized) / quantize_rate("Q3_K", imatrix=True)

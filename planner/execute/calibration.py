@@ -7,7 +7,7 @@ from pathlib import Path
 
 from planner.core.data import data_path
 from planner.core.errors import InputError, StalePlan
-from planner.core.plan import BUILT_IN, MATRIX, TEXT, Calibration
+from planner.core.plan import BUILT_IN, MATRIX, TEXT, CalibrationSource
 
 BUILT_IN_FOLDER = "calibration"
 """In ``data/``: its README tells what is in it and under which licences."""
@@ -16,12 +16,12 @@ MOST_TEXT_BYTES = 64 << 20
 _SUFFIXES = (".txt", ".md")
 
 
-def built_in(chunks: int | None = None, seed: int = 0) -> Calibration:
+def built_in(chunks: int | None = None, seed: int = 0) -> CalibrationSource:
     """The text that comes with qplan."""
     return _pinned(BUILT_IN, "general", text_of(data_path(BUILT_IN_FOLDER)).encode(), chunks, seed)
 
 
-def from_text(path: Path, chunks: int | None = None, seed: int = 0) -> Calibration:
+def from_text(path: Path, chunks: int | None = None, seed: int = 0) -> CalibrationSource:
     """A text file, or all ``.txt`` and ``.md`` files of a folder in the order of their names.
 
     Raises:
@@ -30,7 +30,7 @@ def from_text(path: Path, chunks: int | None = None, seed: int = 0) -> Calibrati
     return _pinned(TEXT, str(path.absolute()), text_of(path).encode(), chunks, seed)
 
 
-def from_matrix(path: Path) -> Calibration:
+def from_matrix(path: Path) -> CalibrationSource:
     """A finished importance matrix.
 
     Raises:
@@ -39,9 +39,11 @@ def from_matrix(path: Path) -> Calibration:
     return _pinned(MATRIX, str(path.absolute()), _read(path), None, 0)
 
 
-def _pinned(kind: str, location: str, content: bytes, chunks: int | None, seed: int) -> Calibration:
+def _pinned(kind: str, location: str, content: bytes, chunks: int | None, seed: int) -> CalibrationSource:
     digest = hashlib.sha256(content).hexdigest()
-    return Calibration(kind=kind, location=location, sha256=digest, size_bytes=len(content), chunks=chunks, seed=seed)
+    return CalibrationSource(
+        kind=kind, location=location, sha256=digest, size_bytes=len(content), chunks=chunks, seed=seed
+    )
 
 
 def text_of(path: Path) -> str:
@@ -77,7 +79,7 @@ def _read(path: Path) -> bytes:
     )
 
 
-def text(calibration: Calibration) -> str:
+def text(calibration: CalibrationSource) -> str:
     """The text that was pinned.
 
     Raises:
@@ -90,7 +92,7 @@ def text(calibration: Calibration) -> str:
     return content
 
 
-def matrix_path(calibration: Calibration) -> Path:
+def matrix_path(calibration: CalibrationSource) -> Path:
     """The matrix that was pinned, unchanged.
 
     Raises:
@@ -102,7 +104,7 @@ def matrix_path(calibration: Calibration) -> Path:
     return path
 
 
-def _check(calibration: Calibration, content: bytes) -> None:
+def _check(calibration: CalibrationSource, content: bytes) -> None:
     if hashlib.sha256(content).hexdigest() != calibration.sha256:
         raise StalePlan(
             f"{calibration.location}, which the plan calibrates with, changed",
@@ -112,7 +114,7 @@ def _check(calibration: Calibration, content: bytes) -> None:
         )
 
 
-def described(calibration: Calibration) -> str:
+def described(calibration: CalibrationSource) -> str:
     """What a file or a report says the text was; no folder of this machine."""
     name = "qplan's general text" if calibration.kind == BUILT_IN else Path(calibration.location).name
     return f"{name} (sha256 {calibration.sha256[:16]})"

@@ -9,7 +9,7 @@ from typing import Any
 from planner.core.codec import canonical_json, decode
 from planner.core.errors import InputError
 from planner.core.job import Job
-from planner.core.plan import BUILT_IN, MATRIX, Calibration
+from planner.core.plan import BUILT_IN, MATRIX, CalibrationSource
 from planner.execute import calibration as texts
 from planner.execute.process import Progress, serve
 from planner.execute.resident import peak_resident_bytes
@@ -31,7 +31,7 @@ def work(request: object, progress: Progress) -> dict[str, Any]:
     return {**kinds[job.step.kind](job, progress), "peak_memory_bytes": peak_resident_bytes()}
 
 
-def _calibration(job: Job) -> Calibration:
+def _calibration(job: Job) -> CalibrationSource:
     if job.step.calibration is None:
         raise InputError(f"the step {job.step.name!r} names nothing to calibrate with", code="bad-plan")
     return job.step.calibration

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from planner.core.candidate import Candidate, Placement
 from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec
-from planner.core.plan import Calibration, Step
+from planner.core.plan import CalibrationSource, Step
 from planner.estimate import making
 from planner.execute import calibration as texts
 from planner.methods import gguf
@@ -50,7 +50,7 @@ def prepared(
     return tuple(map(settled, steps))
 
 
-def _materials(measuring: Measuring) -> tuple[Calibration, Calibration | None]:
+def _materials(measuring: Measuring) -> tuple[CalibrationSource, CalibrationSource | None]:
     """The text to run through the model, and the finished matrix where one was named."""
     path, chunks = measuring.calibration, measuring.chunks or making.CALIBRATION_CHUNKS
     if path is not None and path.suffix in (".gguf", ".dat"):
