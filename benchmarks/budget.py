@@ -206,11 +206,13 @@ def write_prior(benches: list[Bench]) -> None:
     read = [(bench.model, json.loads(bench.table.read_text("utf-8"))) for bench in benches]
     rows, errors = prior_rows(read)
     names = ", ".join(bench.name for bench in benches)
-    told = f"benchmarks/budget.py --prior: KL divergence per relative squared error, geometric mean over {names}"
+    told = (
+        f"benchmarks/budget.py --prior: KL divergence per relative squared error, geometric mean of {{}} over {names}"
+    )
     with data_path("tensor_sensitivity.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["role", "part", "value", "samples", "source", "date"])
-        writer.writerows([role, part, f"{value:.4g}", count, told, today] for role, part, value, count in rows)
+        writer.writerow(["role", "part", "value", "source", "date"])
+        writer.writerows([role, part, f"{value:.4g}", told.format(count), today] for role, part, value, count in rows)
     with data_path("type_errors.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["type", "relative_error", "source", "date"])

@@ -166,6 +166,26 @@ def answer_hardware() -> HardwareProfile:
     return survey()
 
 
+def test_a_matrix_of_ones_own_is_pinned_and_its_change_is_seen(qplan: Qplan, tmp_path: Path) -> None:
+    import numpy as np
+
+    from planner.formats.imatrix import Importance, ImportanceMatrix, write_imatrix
+
+    mine = tmp_path / "mine.gguf"
+    entry = Importance(sums=np.ones((1, 256), dtype=np.float32), counts=np.array([512]))
+    write_imatrix(mine, ImportanceMatrix(entries={"blk.0.attn_q.weight": entry}, chunk_count=1, chunk_size=512))
+    asked = ("plan", "demo", "--context", "512", "--types", "Q4_K_M", "--imatrix")
+    done = qplan(*asked, str(mine), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    step = next(step for step in load_plan(tmp_path / "plan.json").steps if step.kind == "imatrix")
+    assert step.calibration is not None and step.calibration.kind == "imatrix"
+    mine.write_bytes(mine.read_bytes() + b"x")
+    stale = qplan("check", "plan.json", "--output", "out", cwd=tmp_path)
+    assert stale.returncode == 4 and "calibration-changed" in stale.stderr
+    missing = qplan(*asked, str(tmp_path / "none.gguf"), "-o", "other.json", cwd=tmp_path)
+    assert missing.returncode == 1 and "bad-text" in missing.stderr and not (tmp_path / "other.json").exists()
+
+
 def test_a_mixture_fills_the_memory_that_a_run_may_take() -> None:
     answer = recommend("llama-2-13b", Workload(context=4096), profile="rtx-4090")
     candidate, target = mixture(answer, Wish(memory_bytes=10 * GIB))

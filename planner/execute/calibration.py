@@ -13,6 +13,9 @@ BUILT_IN_FOLDER = "calibration"
 """In ``data/``: its README tells what is in it and under which licences."""
 MOST_TEXT_BYTES = 64 << 20
 """Far more text than any calibration needs; a path by mistake would be larger."""
+MOST_MATRIX_BYTES = 4 << 30
+"""A matrix of a model of a trillion weights in small experts has a few hundred million columns in all."""
+_MATRIX_SUFFIXES = (".gguf", ".dat")
 _SUFFIXES = (".txt", ".md")
 
 
@@ -65,8 +68,8 @@ def text_of(path: Path) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
-        if path.is_file() and (size <= MOST_TEXT_BYTES or path.suffix in (".gguf", ".dat")):
+        size, most = path.stat().st_size, MOST_MATRIX_BYTES if is_matrix(path) else MOST_TEXT_BYTES
+        if path.is_file() and size <= most:
             return path.read_bytes()
     except OSError as error:
         raise InputError(
@@ -74,7 +77,7 @@ def _read(path: Path) -> bytes:
         ) from None
     raise InputError(
         f"{path} is no text to calibrate with",
-        numbers=f"{size} bytes, at most {MOST_TEXT_BYTES}" if path.is_file() else "it is no ordinary file",
+        numbers=f"{size} bytes, at most {most}" if path.is_file() else "it is no ordinary file",
         code="bad-text",
     )
 
@@ -90,6 +93,24 @@ def text(calibration: CalibrationSource) -> str:
     content = text_of(path)
     _check(calibration, content.encode())
     return content
+
+
+def check(calibration: CalibrationSource) -> None:
+    """Refuse before anything is made what the steps could not use.
+
+    Raises:
+        InputError: it cannot be read.
+        StalePlan: it is another than when the plan was made.
+    """
+    if calibration.kind == MATRIX:
+        matrix_path(calibration)
+    else:
+        text(calibration)
+
+
+def is_matrix(path: Path) -> bool:
+    """Whether the file's name says that it is an importance matrix and no text."""
+    return path.suffix in _MATRIX_SUFFIXES
 
 
 def matrix_path(calibration: CalibrationSource) -> Path:

@@ -16,7 +16,7 @@ from planner.core.measurement import Measurement
 from planner.core.model import ModelSpec, shape_sha256
 from planner.core.plan import Expectation, Plan
 from planner.core.units import format_bytes
-from planner.execute import obtain, preflight, receipts, runner
+from planner.execute import calibration, obtain, preflight, receipts, runner
 from planner.workflow import step_report
 from planner.workflow.planning import check_hardware
 from planner.workflow.survey import survey
@@ -75,6 +75,9 @@ def check(plan: Plan, output: Path, *, hash_files: bool = True) -> HardwareProfi
     local = obtain.local_path(plan.model)
     if local is not None and hash_files:
         preflight.check_model_files(plan, local)
+    for step in plan.steps:
+        if step.calibration is not None:
+            calibration.check(step.calibration)
     preflight.check_output(plan, output)
     preflight.check_replaceable(output / REPORT, "plan_sha256")
     steps = runner.pending(plan, output, reference_needed=True)

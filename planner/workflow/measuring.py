@@ -53,7 +53,7 @@ def prepared(
 def _materials(measuring: Measuring) -> tuple[CalibrationSource, CalibrationSource | None]:
     """The text to run through the model, and the finished matrix where one was named."""
     path, chunks = measuring.calibration, measuring.chunks or making.CALIBRATION_CHUNKS
-    if path is not None and path.suffix in (".gguf", ".dat"):
+    if path is not None and texts.is_matrix(path):
         return texts.built_in(chunks, measuring.seed), texts.from_matrix(path)
     if path is not None:
         return texts.from_text(path, chunks, measuring.seed), None
