@@ -1,7 +1,7 @@
 """Importance matrices and mixtures of types, measured: what a matrix gains, and mixtures against every standard type.
 
     python benchmarks/budget.py [MODEL …]     # demo, or checkpoint folders (benchmarks/budget_models.py makes two)
-    python benchmarks/budget.py --prior       # data/tensor_sensitivity.csv and data/type_errors.csv from these models
+    python benchmarks/budget.py --prior       # data/tensor_sensitivity.csv from these models
 
 Everything goes through qplan's own steps: the matrix and the sensitivities are of the built-in calibration text, the
 types of a mixture are chosen by them, llama.cpp quantizes, and the KL divergence and perplexity are of the held-out
@@ -171,10 +171,9 @@ def budget_rows(bench: Bench) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def prior_rows(tables: list[tuple[ModelSpec, dict]]) -> tuple[list[tuple[str, str, float, int]], dict[str, float]]:  # type: ignore[type-arg]
-    """Sensitivity by role and part, and error by type: geometric means over the models."""
+def prior_rows(tables: list[tuple[ModelSpec, dict]]) -> list[tuple[str, str, float, int]]:  # type: ignore[type-arg]
+    """Sensitivity by role and part of the depth: geometric means over the models."""
     prices: dict[tuple[str, str], list[float]] = defaultdict(list)
-    errors: dict[str, list[float]] = defaultdict(list)
     for model, table in tables:
         sums: dict[tuple[str, str], float] = defaultdict(float)
         shapes = {tensor.name: tensor for tensor in model.tensors}
@@ -184,14 +183,11 @@ def prior_rows(tables: list[tuple[ModelSpec, dict]]) -> tuple[list[tuple[str, st
             role = gguf_mix.OUTPUT if model.tied_embeddings and role == gguf_mix.TOKEN_EMBEDDING else role
             part = "all" if tensor.layer is None else gguf_recipe.part_of_depth(tensor.layer, model.n_layer)
             sums[role, part] += entry["divergence_per_error"]
-            for type_, error in entry["errors"].items():
-                errors[type_].append(error)
         for key, value in sums.items():
             prices[key].append(value)
     for part in gguf_recipe.PARTS:
         prices[gguf_mix.OTHER, part] = [v for (_, p), values in list(prices.items()) if p == part for v in values]
-    rows = [(role, part, _mean(values), len(values)) for (role, part), values in sorted(prices.items())]
-    return rows, {type_: _mean(values) for type_, values in errors.items()}
+    return [(role, part, _mean(values), len(values)) for (role, part), values in sorted(prices.items())]
 
 
 def _mean(values: list[float]) -> float:
@@ -199,12 +195,12 @@ def _mean(values: list[float]) -> float:
 
 
 def write_prior(benches: list[Bench]) -> None:
-    """Write both tables into ``data/``."""
+    """Write the table into ``data/``."""
     from datetime import UTC, datetime
 
     today = datetime.now(UTC).date().isoformat()
     read = [(bench.model, json.loads(bench.table.read_text("utf-8"))) for bench in benches]
-    rows, errors = prior_rows(read)
+    rows = prior_rows(read)
     names = ", ".join(bench.name for bench in benches)
     told = (
         f"benchmarks/budget.py --prior: KL divergence per relative squared error, geometric mean of {{}} over {names}"
@@ -213,12 +209,6 @@ def write_prior(benches: list[Bench]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["role", "part", "value", "source", "date"])
         writer.writerows([role, part, f"{value:.4g}", told.format(count), today] for role, part, value, count in rows)
-    with data_path("type_errors.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["type", "relative_error", "source", "date"])
-        told = f"benchmarks/budget.py --prior: ggml's kernels with an importance matrix, geometric mean over {names}"
-        writer.writerows([type_, f"{error:.4g}", told, today] for type_, error in errors.items())
-        writer.writerow(["F16", "1e-8", "half a unit of 11 bits, squared, at most", today])
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ def test_more_bytes_are_predicted_to_lose_no_more() -> None:
         for bits in (2.6, 3.0, 3.5, 4.0, 4.3, 5.0, 6.0, 8.0)
     ]
     assert [r.loss for r in losses] == sorted((r.loss for r in losses), reverse=True)
-    assert all(recipe.gap <= 0.05 * recipe.loss for recipe in losses)
+    assert all(recipe.gap <= 0.1 * recipe.loss for recipe in losses)  # the tied embedding is a quarter of the model
 
 
 def test_too_small_says_how_small_it_can_be() -> None:

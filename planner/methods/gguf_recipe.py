@@ -196,7 +196,9 @@ def _prior() -> Mapping[tuple[str, str], float]:
 
 @cache
 def _errors() -> Mapping[str, float]:
-    return {row["type"]: float(row["relative_error"]) for row in read_table("type_errors.csv")}
+    """ggml type → relative squared error of normally distributed weights, with an importance matrix; 16 bits: none."""
+    rows = (row for row in read_table("type_noise.csv") if row["method"] == "gguf")
+    return {"F16": 0.0, **{row["type"]: float(row["relative_error_imatrix"] or row["relative_error"]) for row in rows}}
 
 
 PARTS = ("first", "middle", "last")
