@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "apply": ("apply", "carry a plan out and measure the result"),
     "verify": ("verify", "measure an artifact again"),
     "quality": ("quality", "measure what an artifact lost against its 16-bit model"),
+    "imatrix": ("imatrix", "compute an importance matrix of a model"),
     "frontier": ("frontier", "draw size, quality and speed of every way to run a model"),
     "serve": ("serve", "start the right server with a plan's settings, or print how"),
     "report": ("report", "write the report of a run as one HTML file"),

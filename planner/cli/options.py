@@ -85,8 +85,18 @@ _WORKLOAD = (
     click.option("--prompt-tokens", type=click.IntRange(1), default=512, show_default=True, help="Prompt to prefill."),
     click.option("--threads", type=click.IntRange(1), help="CPU threads; default: the fast physical cores."),
     click.option("--cpu-only", is_flag=True, help="Leave the GPUs alone."),
+    click.option(
+        "--imatrix",
+        metavar="auto|on|off|FILE",
+        default="auto",
+        show_default=True,
+        help="Importance matrix for GGUF types: where it is needed or pays, always, never, or this one.",
+    ),
 )
 
+
+IMATRIX_WISHES = ("auto", "on", "off")
+_MATRIX_KEY = "qplan.imatrix"
 
 _FIELDS = (
     "context",
@@ -101,6 +111,7 @@ _FIELDS = (
     "prompt_tokens",
     "threads",
     "cpu_only",
+    "imatrix",
 )
 
 
@@ -110,6 +121,8 @@ def workload_options(command: F) -> F:
     @functools.wraps(command)
     def wrapper(**given: Any) -> Any:
         chosen = {name: given.pop(name) for name in _FIELDS}
+        if chosen["imatrix"] not in IMATRIX_WISHES:
+            click.get_current_context().meta[_MATRIX_KEY] = chosen["imatrix"]
         return command(workload=workload(**chosen), **given)
 
     for option in reversed(_WORKLOAD):
@@ -124,9 +137,10 @@ def workload(
     max_memory: int | None,
     methods: str | None,
     types: str | None,
+    imatrix: str,
     **same: Any,
 ) -> Workload:
-    """The workload of the options; a context that was not given may be shortened."""
+    """The workload of the options; a context that was not given may be shortened. ``--imatrix FILE`` means on."""
     return Workload(
         context=context or Workload().context,
         context_fixed=context is not None,
@@ -134,8 +148,15 @@ def workload(
         max_memory_bytes=max_memory,
         methods=names(methods),
         types=names(types),
+        imatrix=imatrix if imatrix in IMATRIX_WISHES else "on",
         **same,
     )
+
+
+def matrix_file() -> Path | None:
+    """The file of ``--imatrix FILE`` of the command that runs; ``None`` where a word was given."""
+    given = click.get_current_context().meta.get(_MATRIX_KEY)
+    return existing(given) if given else None
 
 
 def existing(path: str) -> Path:

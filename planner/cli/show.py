@@ -8,6 +8,7 @@ import click
 
 from planner.cli.options import existing, json_option
 from planner.cli.output import console, escape, print_json, table
+from planner.cli.recipe import show_recipe
 from planner.core.errors import Exit, InputError
 from planner.core.units import format_bytes, format_seconds
 from planner.core.wording import TITLES, quantity
@@ -83,6 +84,12 @@ def show_plan(plan: Plan) -> None:
     if peak := plan.disk_peak_bytes():
         kept = sum(step.predicted_bytes or 0 for step in plan.making_steps() if not step.intermediate)
         out.print(f"disk: {format_bytes(peak)} while it runs, {format_bytes(kept)} in the end")
+    if plan.variant.recipe:
+        show_recipe(plan.variant.recipe, f"types as planned, for at most {_target(plan)}")
+
+
+def _target(plan: Plan) -> str:
+    return format_bytes(next((step.target_bytes for step in plan.steps if step.target_bytes), None), 2)
 
 
 def _step_row(step: Step) -> tuple[str, ...]:
@@ -108,6 +115,8 @@ def show_report(document: dict[str, Any]) -> None:
         if name not in {v["quantity"] for v in document["verdicts"]}:
             out.print(f"  {TITLES.get(name, name)}: {quantity(name, value)}, nothing was predicted")
     _show_steps(document.get("steps", ()))
+    if recipe := document.get("recipe"):
+        show_recipe([(str(name), str(type_)) for name, type_ in recipe.items()], "types as made")
     for note in document.get("notes", ()):
         out.print(f"[dim]note: {escape(str(note))}[/]")
 
@@ -123,6 +132,8 @@ def _show_steps(steps: list[dict[str, Any]]) -> None:
         out.print(rows)
     for step in steps:
         out.print(f"[dim]step {step['step']}: {format_seconds(step['seconds'])}, sha256 {step['sha256'][:16]}[/]")
+        for note in step.get("notes", ()):
+            out.print(f"[dim]  {escape(str(note))}[/]")
 
 
 def _verdict_row(verdict: dict[str, Any]) -> tuple[str, ...]:

@@ -32,6 +32,14 @@ class Variant:
     """Weights per scale; -1 is a whole row; ``None`` where the type fixes it."""
     imatrix: bool = False
     act_order: bool = False
+    recipe: tuple[tuple[str, str], ...] = ()
+    """Tensor and ggml type of each, for a mixture made to a size; empty: the type's own mix."""
+
+    @property
+    def main_type(self) -> str:
+        """The type whose kernels do most of the work: of a mixture, the ggml type of most of its tensors."""
+        types = [type_ for _, type_ in self.recipe]
+        return max(sorted(set(types)), key=types.count) if types else self.type
 
     def label(self) -> str:
         """Short name for a table: ``GGUF Q4_K_M``, ``AWQ 4bit g128``."""

@@ -30,6 +30,8 @@ class Job:
     output: str
     imatrix: str | None = None
     """Path of the importance matrix, where the step names one."""
+    sensitivity: str | None = None
+    """Path of the measured sensitivities, where the step names them."""
     model_name: str | None = None
     """What the artifact calls the model."""
     threads: int = 1

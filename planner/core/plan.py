@@ -12,7 +12,28 @@ from planner.core.estimates import Estimate, Prediction
 from planner.core.hardware import STRICT
 from planner.core.workload import Workload
 
-STEP_KINDS = ("convert", "imatrix", "quantize", "verify")
+STEP_KINDS = ("convert", "imatrix", "sensitivity", "quantize", "verify")
+
+BUILT_IN, TEXT, MATRIX = "built-in", "text", "imatrix"
+"""Kinds of :class:`CalibrationSource`: the text that comes with qplan, a text of the user's, and a finished matrix."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationSource:
+    """What a step calibrates with, pinned: a text that is run through the model, or an importance matrix as it is."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    kind: str
+    """:data:`BUILT_IN`, :data:`TEXT` or :data:`MATRIX`."""
+    location: str
+    """Path of the file or folder; the name of a built-in text."""
+    sha256: str
+    size_bytes: int
+    chunks: int | None = None
+    """Chunks of 512 tokens that are used; ``None``: all."""
+    seed: int = 0
+    """Draws the chunks where not all are used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +55,20 @@ class Step:
     group_size: int | None = None
     imatrix: str | None = None
     """Name of the step that makes the importance matrix."""
+    calibration: CalibrationSource | None = None
+    """What a step that measures the model reads."""
+    sensitivity: str | None = None
+    """Name of the step that measures how much each tensor bears; the quantizing step chooses types by it."""
+    target_bytes: int | None = None
+    """Most bytes that the output may have, where the types are chosen for it."""
+    tensor_types: tuple[tuple[str, str], ...] = ()
+    """Tensor and ggml type of each, as planned; a step with ``sensitivity`` chooses again within ``target_bytes``."""
+    probes: int | None = None
+    """Parts of the model whose effect on the output is measured one by one."""
+    gpu_layers: int = 0
+    """Layers on the GPU while the model is run to be measured."""
+    outputs: bool = False
+    """The importance matrix tells of the output matrix too."""
     intermediate: bool = False
     """The output is only read by a later step and is removed at the end."""
     predicted_bytes: int | None = None

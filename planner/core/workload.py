@@ -41,5 +41,7 @@ class Workload:
     flash_attention: bool = True
     threads: int | None = None
     cpu_only: bool = False
+    imatrix: str = "auto"
+    """Of GGUF types: ``auto`` where one is demanded or pays, ``on`` for all, ``off`` for none."""
     memory_margin_fraction: float = 0.06
     """Share of each device's usable memory that is left free."""

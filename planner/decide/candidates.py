@@ -16,6 +16,7 @@ from planner.estimate import estimate, kv_cache
 from planner.estimate.memory import memory
 from planner.estimate.offload import best_offload, split_that_holds
 from planner.estimate.placement import shortage
+from planner.methods import gguf
 
 Found = Candidate | Rejection
 
@@ -65,7 +66,19 @@ def wanted_variants(model: ModelSpec, workload: Workload) -> Iterator[Variant]:
     for name in workload.methods or methods.names():
         for variant in methods.get(name).variants(model):
             if workload.types is None or variant.type.lower() in {t.lower() for t in workload.types}:
-                yield variant
+                yield _with_imatrix(model, variant, workload.imatrix)
+
+
+def _with_imatrix(model: ModelSpec, variant: Variant, wish: str) -> Variant:
+    """The variant as the workload wants it; there is nothing to quantize in a 16-bit or a finished one."""
+    if (
+        wish == "auto"
+        or variant.method != "gguf"
+        or variant.type in gguf.FULL_PRECISION
+        or gguf.is_itself(model, variant)
+    ):
+        return variant
+    return dataclasses.replace(variant, imatrix=wish == "on")
 
 
 def _place(

@@ -6,6 +6,7 @@ What was measured on this machine corrects them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from math import exp, log
@@ -20,7 +21,7 @@ from planner.core.model import ModelSpec, shape_sha256
 from planner.core.plan import Step
 from planner.core.units import GIB, MIB
 from planner.formats import ggml
-from planner.methods import get, gguf, gguf_mix
+from planner.methods import get, gguf, gguf_mix, gguf_recipe
 
 START_SECONDS = 0.35
 """A child process with numpy, gguf and llama_cpp: the steps of a model of 5.8 million weights take 0.35-0.5 s."""
@@ -51,6 +52,16 @@ _VOCABULARY_BYTES = {"spm": 650.0, "bpe": 1300.0}
 1300 is assumed for one with merges."""
 _TORCH_BYTES = 600 * MIB
 """Process with torch and transformers at work, and its allocator's slack."""
+CHUNK_TOKENS = 512
+CALIBRATION_CHUNKS = 128
+"""Chunks of text that an importance matrix is collected over unasked, of 512 tokens."""
+SENSITIVITY_CHUNKS = 4
+UNCHANGED_RUNS = 5
+"""Runs besides the probes': thrice as much text to choose from, the chosen, and everything spoiled at once."""
+SAMPLE_WEIGHTS = 1 << 17
+"""As ``verify/sensitivity.py`` measures: chunks of one probe, and weights of a tensor that go through every type."""
+LOGITS_BYTES_PER_ENTRY = 4 * 512 * (SENSITIVITY_CHUNKS / 2 + 1)
+"""Logits of a chunk and of the unchanged model, float32, per entry of the vocabulary."""
 CALIBRATION_TOKENS = 128 * 2048
 """Samples and their length, as GPTQ and AWQ papers and tools use them."""
 _GPU_PROCESS_BYTES = 700 * MIB
@@ -75,18 +86,20 @@ def forecast(
     *,
     threads: int | None = None,
     calibration: Calibration | None = None,
+    prepare: Callable[[tuple[Step, ...]], tuple[Step, ...]] = lambda steps: steps,
 ) -> tuple[Step, ...]:
     """The steps that make ``variant``, each with its predicted time, memory and disk.
 
     Args:
         threads: of the quantizer; by default as many as inference would use.
         calibration: what was measured on this machine.
+        prepare: settles what the steps work with, before it is predicted what they take.
     """
     site = _Site(hardware, threads or hardware.cpu.inference_threads(), calibration)
-    steps = get(variant.method).steps(model, variant)
+    steps = prepare(get(variant.method).steps(model, variant))
     if variant.method != "gguf":
         return tuple(_served(model, variant, step, site) if step.kind == "quantize" else step for step in steps)
-    makers = {"convert": _converting, "quantize": _quantizing}
+    makers = {"convert": _converting, "quantize": _quantizing, "imatrix": _collecting, "sensitivity": _probing}
     return tuple(makers[step.kind](model, variant, step, site) if step.kind in makers else step for step in steps)
 
 
@@ -133,7 +146,7 @@ def _converting(model: ModelSpec, variant: Variant, step: Step, site: _Site) -> 
 
 def _quantizing(model: ModelSpec, variant: Variant, step: Step, site: _Site) -> Step:
     """All threads work on slabs of one tensor at a time; tensors that keep their type are copied."""
-    types = gguf_mix.tensor_types(model, variant.type, variant.imatrix)
+    types = gguf.tensor_types(model, variant)
     work = read = 0.0
     for type_, tensor in zip(types, model.tensors, strict=True):
         source = gguf_mix.source_type(model, tensor)
@@ -151,6 +164,61 @@ def _quantizing(model: ModelSpec, variant: Variant, step: Step, site: _Site) -> 
         predicted_memory=memory,
         predicted_peak_bytes=round(memory.high),
         predicted_scratch_bytes=0,
+    )
+
+
+def _running(model: ModelSpec, step: Step, tokens: float, site: _Site, others_seconds: float) -> Step:
+    """A step that runs the 16-bit model over ``tokens``: time by the predicted prefill speed, memory as placed."""
+    from planner.core.candidate import Placement
+    from planner.estimate.memory import memory
+    from planner.estimate.speed import speed
+
+    place = Placement(
+        context=512, ubatch=512, threads=site.threads, gpu_layers=step.gpu_layers, gpu_count=int(step.gpu_layers > 0)
+    )
+    whole = gguf.variant("F16")
+    rate = speed(model, whole, place, site.hardware, site.calibration).prefill
+    seconds = None
+    if rate is not None:
+        terms = (("running the 16-bit model", tokens / rate.value, "s"), ("kernels", others_seconds, "s"))
+        seconds = Prediction(
+            value=START_SECONDS + tokens / rate.value + others_seconds,
+            low=0.8 * START_SECONDS + tokens / rate.high + others_seconds / CPU_SPREAD,
+            high=2.5 * START_SECONDS + tokens / max(rate.low, 1e-9) + others_seconds * CPU_SPREAD,
+            basis=rate.basis,
+            source=f"prefill of the 16-bit model; {_SOURCE}",
+            terms=terms,
+        )
+    used = memory(model, whole, place, site.hardware)
+    held = QUANTIZE_BASE_BYTES + used.host.total_bytes + LOGITS_BYTES_PER_ENTRY * model.n_vocab
+    found = _memory(held, 1.4 * held, "the 16-bit model with its buffers, and the logits of a chunk")
+    on_gpu = max((device.total_bytes for device in used.devices), default=0)
+    return replace(
+        step,
+        predicted_seconds=seconds,
+        predicted_memory=found,
+        predicted_peak_bytes=round(found.high),
+        predicted_gpu_memory=_memory(on_gpu, 1.3 * on_gpu, "the 16-bit model's layers") if on_gpu else None,
+        predicted_scratch_bytes=0,
+    )
+
+
+def _collecting(model: ModelSpec, variant: Variant, step: Step, site: _Site) -> Step:
+    """The calibration text once through the model."""
+    chunks = step.calibration.chunks if step.calibration else None
+    return _running(model, step, CHUNK_TOKENS * float(chunks or CALIBRATION_CHUNKS), site, 0.0)
+
+
+def _probing(model: ModelSpec, variant: Variant, step: Step, site: _Site) -> Step:
+    """Each part of the model once spoiled and run, all together once, and a sample of each tensor in all types."""
+    quantized = [tensor for tensor in model.tensors if gguf_mix.is_quantized(tensor)]
+    runs = min(step.probes or len(quantized), len(quantized)) + UNCHANGED_RUNS
+    sampled = float(sum(min(tensor.element_count, SAMPLE_WEIGHTS) for tensor in quantized))
+    kinds = sum(1 / quantize_rate(type_, imatrix=True) for type_ in gguf_recipe.WHOLE_ROW_TYPES)
+    whole = 3 * sum(tensor.element_count for tensor in quantized) / quantize_rate("Q3_K", imatrix=True)
+    cores = max(1.0, 1 + THREAD_EFFICIENCY * (site.threads - 1))
+    return _running(
+        model, step, CHUNK_TOKENS * SENSITIVITY_CHUNKS * float(runs), site, (sampled * kinds + whole) / cores
     )
 
 

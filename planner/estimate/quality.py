@@ -12,7 +12,7 @@ from planner.core.data import data_path
 from planner.core.estimates import FORMULA, MEASURED, PUBLISHED, Prediction, QualityEstimate
 from planner.core.measurement import KL_DIVERGENCE, PERPLEXITY_RATIO, Calibration
 from planner.core.model import ModelSpec, shape_sha256
-from planner.estimate import quality_model, quality_noise
+from planner.estimate import quality_mixture, quality_model, quality_noise
 from planner.estimate.speed_measured import same_variant
 
 NOISE = 0.001
@@ -42,7 +42,7 @@ def quality(model: ModelSpec, variant: Variant, calibration: Calibration | None 
 
     ``None`` with a note for a type without figures.
     """
-    ratio, divergence = _base(model, variant)
+    ratio, divergence = quality_mixture.predict(model, variant, _base) if variant.recipe else _base(model, variant)
     if calibration is not None:
         ratio = _measured(model, variant, calibration, PERPLEXITY_RATIO) or ratio
         divergence = _measured(model, variant, calibration, KL_DIVERGENCE) or divergence

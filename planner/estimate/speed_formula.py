@@ -112,7 +112,7 @@ def gpu_case(work: Work, variant: Variant, gpu: Gpu) -> Case:
     return Case(
         backend=gpu.backend if gpu.backend in _BACKENDS else "vulkan",
         chip=chip_class(gpu),
-        type_class=type_class(variant.type),
+        type_class=type_class(variant.main_type),
         moe=work.moe,
         hybrid=work.hybrid,
         gemma=work.gemma,
@@ -125,7 +125,7 @@ def gpu_case(work: Work, variant: Variant, gpu: Gpu) -> Case:
 
 def cpu_case(work: Work, variant: Variant, where: Site) -> Case:
     """The coefficients' case of ``variant`` on the host's cores."""
-    return Case(backend="cpu", chip=where.host_class, type_class=type_class(variant.type), moe=work.moe)
+    return Case(backend="cpu", chip=where.host_class, type_class=type_class(variant.main_type), moe=work.moe)
 
 
 def decode(work: Work, variant: Variant, where: Site) -> Timing | None:

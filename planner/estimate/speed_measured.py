@@ -87,7 +87,7 @@ def correction(
         distance = abs(log(size / m.weights_bytes))
         if distance > log(FARTHEST_RATIO):
             continue
-        weight = (1.0 if type_class(m.type) == type_class(variant.type) else 0.25) * exp(-distance / 3)
+        weight = (1.0 if type_class(m.type) == type_class(variant.main_type) else 0.25) * exp(-distance / 3)
         total, weighted, squares = total + weight, weighted + weight * log(ratio), squares + weight * log(ratio) ** 2
         nearest, count = min(nearest, distance), count + 1
     if not count or total <= 0:
@@ -105,7 +105,7 @@ def _ratio(
     runtime = {"llama-cpp-python": "llama.cpp"}.get(m.runtime, m.runtime)
     if not m.weights_bytes or runtime != variant.runtime or (m.conditions.gpu_layers > 0) != bool(where.gpus):
         return None
-    like = replace(variant, type=m.type, method=m.method)
+    like = replace(variant, type=m.type, method=m.method, recipe=())
     load = _load_of(m, work, quantity)
     there = replace(where, host_threads=m.conditions.threads or where.host_threads)
     formula: Callable[[Work, Variant, Site], speed_formula.Timing | None]

@@ -30,11 +30,20 @@ def check_tools(plan: Plan) -> None:
     Raises:
         MissingDependency: with the extra that brings it.
     """
-    lacking = missing_packages(plan.variant.method)
+    check_packages(plan.variant.method)
+
+
+def check_packages(method: str) -> None:
+    """Refuse what a method's doing half is needed for where it is not installed.
+
+    Raises:
+        MissingDependency: with the extra that brings it.
+    """
+    lacking = missing_packages(method)
     if lacking:
         raise MissingDependency(
-            f"{plan.variant.method} needs packages that are not installed: {', '.join(lacking)}",
-            hint=f"`pip install 'qplan[{plan.variant.method}]'` (compiles llama.cpp, 7-15 minutes)",
+            f"{method} needs packages that are not installed: {', '.join(lacking)}",
+            hint=f"`pip install 'qplan[{method}]'` (compiles llama.cpp, 7-15 minutes)",
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -31,6 +31,10 @@ class Receipt:
     peak_memory_bytes: int | None = None
     finished_at: str
     notes: tuple[str, ...] = ()
+    details: dict[str, str | int | float] = field(default_factory=dict)
+    """What a measuring step used and found: tokens, seed, text."""
+    tensor_types: tuple[tuple[str, str], ...] = ()
+    """Tensor and ggml type of each that a mixture gave a type of its own."""
 
 
 def step_key(plan: Plan, step: Step, source_key: str) -> str:
@@ -41,6 +45,8 @@ def step_key(plan: Plan, step: Step, source_key: str) -> str:
         "type": step.type,
         "group_size": step.group_size,
         "imatrix": step.imatrix,
+        "calibration": step.calibration and replace(step.calibration, location=""),
+        "target": [step.target_bytes, step.probes, step.tensor_types if step.sensitivity is None else ()],
         "source": source_key,
         "tools": plan.tools,
     }
@@ -57,7 +63,8 @@ def keys(plan: Plan) -> dict[str, str]:
     known = {"model": model_key(plan)}
     for step in plan.steps:
         if step.output is not None:
-            known[step.name] = step_key(plan, step, known[step.source] + known.get(step.imatrix or "", ""))
+            read = (step.source, step.imatrix, step.sensitivity)
+            known[step.name] = step_key(plan, step, "".join(known[name] for name in read if name))
     return known
 
 

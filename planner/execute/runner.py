@@ -17,6 +17,11 @@ from planner.execute import receipts
 from planner.execute.process import Progress, run_child
 from planner.models.fingerprint import sha256_of
 
+_MEASURING = ("imatrix", "sensitivity")
+_MEASURING_CHILD = "planner.verify.step_child"
+"""Steps that run the model through llama.cpp belong to what measures; it stands above this layer, so its child is
+named and not imported."""
+
 
 class Observer(Protocol):
     """Who is told how an apply goes: a progress bar, a log, a test."""
@@ -92,7 +97,7 @@ def pending(plan: Plan, output: Path, *, reference_needed: bool) -> tuple[Step, 
     for step in reversed(plan.making_steps()):
         if step.name in wanted and receipts.valid(output, step, keys[step.name]) is None:
             todo.append(step)
-            wanted |= {step.source, step.imatrix or ""}
+            wanted |= {step.source, step.imatrix or "", step.sensitivity or ""}
     return tuple(reversed(todo))
 
 
@@ -126,6 +131,7 @@ def _run_step(plan: Plan, step: Step, place: Workplace, key: str, progress: Prog
         source=str(place.path(plan, step.source)),
         output=str(output),
         imatrix=str(place.path(plan, step.imatrix)) if step.imatrix else None,
+        sensitivity=str(place.path(plan, step.sensitivity)) if step.sensitivity else None,
         model_name=plan.model.name,
         threads=place.threads,
         llama_cpp_directory=place.llama_cpp_directory,
@@ -133,7 +139,8 @@ def _run_step(plan: Plan, step: Step, place: Workplace, key: str, progress: Prog
     started = time.monotonic()
     log = place.output / receipts.FOLDER / f"{step.name}.log"
     try:
-        result = run_child("planner.execute.child", job, what=f"step {step.name}", log=log, progress=progress)
+        child = _MEASURING_CHILD if step.kind in _MEASURING else "planner.execute.child"
+        result = run_child(child, job, what=f"step {step.name}", log=log, progress=progress)
     except BaseException:
         # An interrupted or crashed child had no time to remove what it had begun, which may be many GB.
         partial_path(output).unlink(missing_ok=True)
@@ -148,6 +155,8 @@ def _run_step(plan: Plan, step: Step, place: Workplace, key: str, progress: Prog
         peak_memory_bytes=result.get("peak_memory_bytes"),
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         notes=tuple(result.get("notes", ())),
+        details=result.get("details", {}),
+        tensor_types=tuple((name, type_) for name, type_ in result.get("tensor_types", ())),
     )
 
 

@@ -34,19 +34,21 @@ _MERGES_FROM_TIKTOKEN_BYTES_PER_TOKEN = 60.96
 _TIKTOKEN_FAMILIES = ("llama-3", "gpt-oss")
 _LARGE_SPM_BYTES_PER_TOKEN = 24.84
 """ggml-vocab-gemma-4 (262,144 tokens) without its merges."""
+_SENSITIVITY_BYTES_PER_TENSOR = 480
+"""A line of JSON with a dozen errors."""
 _GENERAL_BYTES = 4096
 """Architecture keys and a chat template of ordinary length."""
 
 
 def variants(model: ModelSpec) -> tuple[Variant, ...]:
-    """Every file type that an ordinary model survives, with an importance matrix where one is demanded.
+    """Every file type that an ordinary model survives, with an importance matrix where one is demanded or pays.
 
     A GGUF file that is quantized already has one variant: itself.
     """
     if model.file_type is not None:
         return (variant(model.file_type, imatrix=False),)
     return tuple(
-        variant(file_type.name)
+        variant(file_type.name, imatrix=file_type.gains_by_imatrix)
         for file_type in gguf_mix.file_types().values()
         if file_type.usable and (model.mixture is not None or file_type.name != "MXFP4_MOE")
     )
@@ -75,6 +77,9 @@ def tensor_types(model: ModelSpec, variant: Variant) -> tuple[str, ...]:
     """The ggml type of each tensor of ``model.tensors``."""
     if is_itself(model, variant):
         return tuple(tensor.dtype or "F32" for tensor in model.tensors)
+    if variant.recipe:
+        chosen = dict(variant.recipe)
+        return tuple(chosen.get(tensor.name) or gguf_mix.source_type(model, tensor) for tensor in model.tensors)
     return gguf_mix.tensor_types(shape_twin(model), variant.type, variant.imatrix)
 
 
@@ -134,14 +139,14 @@ def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
 
 
 def blockers(model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> tuple[Rejection, ...]:
-    """Types that llama.cpp refuses for this model, and those whose importance matrix this version cannot make.
+    """Types that llama.cpp refuses for this model, and those that must not have the importance matrix they need.
 
     No machine is refused: llama.cpp runs on all of them.
     """
     if is_itself(model, variant):
         return ()
-    if gguf_mix.file_type(variant.type).requires_imatrix:
-        reason = "llama.cpp refuses it without an importance matrix, which this version does not compute"
+    if not variant.recipe and gguf_mix.file_type(variant.type).requires_imatrix and not variant.imatrix:
+        reason = "llama.cpp refuses it without an importance matrix, and `--imatrix off` rules one out"
         return (_rejected(variant, reason, rule="needs-imatrix"),)
     if model.source.is_gguf and model.dtype.upper() not in FULL_PRECISION:
         reason = f"the model is {model.dtype} already; quantizing it again would lose quality twice"
@@ -165,7 +170,7 @@ def kernel(
 
 
 def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
-    """Convert to 16 bits unless the model is a GGUF file, quantize, verify.
+    """Convert to 16 bits unless the model is a GGUF file, measure what the variant needs to know, quantize, verify.
 
     The intermediate keeps the published type where GGUF has it, so that the reference is the model itself.
     """
@@ -173,15 +178,48 @@ def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
     made = size(model, variant).file_bytes
     verify = Step(name="verify", kind="verify", method="gguf", source="quantize")
     if model.source.is_gguf:
+        measured = _measuring_steps(model, variant, "model")
         quantize = _quantize_step(model, variant, "model", target, made)
-        return (quantize, verify)
+        return (*measured, quantize, verify)
     if variant.type in FULL_PRECISION:
         convert = _convert_step(model, variant.type, target, intermediate=False)
         return (convert, dataclasses.replace(verify, source="convert"))
     full = "F16" if model.dtype.upper() in {"F16", "FLOAT16"} else "BF16"
     between = serving.artifact_name(model, dataclasses.replace(variant, type=full, imatrix=False))
     convert = _convert_step(model, full, between, intermediate=True)
-    return (convert, _quantize_step(model, variant, "convert", target, made), verify)
+    measured = _measuring_steps(model, variant, "convert")
+    return (convert, *measured, _quantize_step(model, variant, "convert", target, made), verify)
+
+
+def _measuring_steps(model: ModelSpec, variant: Variant, source: str) -> tuple[Step, ...]:
+    """What is measured on the 16-bit model before it is quantized: the importance matrix, and for a mixture how much
+    each tensor bears. Both stay: another size of the same model needs no new ones."""
+    name, made = serving.name_stem(model), []
+    if variant.imatrix:
+        size = sum(8 + 4 * tensor.shape[0] for tensor in model.tensors if gguf_mix.is_quantized(tensor))
+        made.append(
+            Step(
+                name="imatrix",
+                kind="imatrix",
+                method="gguf",
+                source=source,
+                output=f"{name}.imatrix.gguf",
+                predicted_bytes=size + 160 * len(model.tensors),
+            )
+        )
+    if variant.recipe:
+        made.append(
+            Step(
+                name="sensitivity",
+                kind="sensitivity",
+                method="gguf",
+                source=source,
+                imatrix="imatrix" if variant.imatrix else None,
+                output=f"{name}.sensitivity.json",
+                predicted_bytes=_SENSITIVITY_BYTES_PER_TENSOR * len(model.tensors),
+            )
+        )
+    return tuple(made)
 
 
 def _convert_step(model: ModelSpec, type_: str, output: str, *, intermediate: bool) -> Step:
@@ -204,6 +242,9 @@ def _quantize_step(model: ModelSpec, variant: Variant, source: str, output: str,
         source=source,
         output=output,
         type=variant.type,
+        imatrix="imatrix" if variant.imatrix else None,
+        sensitivity="sensitivity" if variant.recipe else None,
+        tensor_types=variant.recipe,
         predicted_bytes=made,
     )
 

@@ -7,14 +7,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from planner.core.codec import decode, read_json
 from planner.core.errors import ExecutionFailed, InputError
 from planner.core.job import Job
-from planner.core.units import MIB, format_bytes
-from planner.methods import gguf_mix
+from planner.core.model import Tensor
+from planner.core.units import MIB, format_bytes, pad
+from planner.formats.ggml import tensor_bytes, type_traits
+from planner.formats.gguf import GgufHeader, open_gguf
+from planner.formats.imatrix import read_imatrix
+from planner.methods import gguf_mix, gguf_recipe
+from planner.methods.gguf_recipe import Recipe, SensitivityTable
 
 Progress = Callable[[float, float], None]
 
@@ -73,14 +79,90 @@ def _quantize(job: Job, progress: Progress) -> dict[str, Any]:
 
     source = Path(job.source)
     said = _listen(llama_cpp, progress)
+    weights = read_imatrix(Path(job.imatrix)).weights() if job.imatrix else {}
+    recipe = _recipe(job, weights)
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = gguf_mix.file_type(str(job.step.type)).id
+    params.ftype = gguf_mix.file_type(recipe.file_type if recipe else str(job.step.type)).id
     params.nthread = job.threads
+    borrowed = [_set_importance(llama_cpp, params, weights), _set_types(llama_cpp, params, recipe)]
     with atomic_output(Path(job.output)) as partial:
         code = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(partial), ctypes.byref(params))
+        del borrowed  # llama.cpp read these until here
         if code != 0:
             raise _refusal(job, said)
-    return {"notes": []}
+        _check_target(job, partial)
+    if recipe is None:
+        return {"notes": []}
+    told = f"predicted KL divergence {recipe.loss:.4g} nats, by the measured sensitivities" if job.sensitivity else ""
+    return {"notes": [told] if told else [], "tensor_types": recipe.types}
+
+
+def _set_importance(llama_cpp: Any, params: Any, weights: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Hand the importance matrix over as ``llama-quantize --imatrix`` does; the caller keeps the answer meanwhile."""
+    if not weights:
+        return ()
+    rows = (llama_cpp.llama_model_imatrix_data * (len(weights) + 1))()  # an empty row ends the list
+    pointer = ctypes.POINTER(ctypes.c_float)
+    for row, (name, values) in zip(rows, weights.items(), strict=False):
+        row.name, row.data, row.size = name.encode(), values.ctypes.data_as(pointer), values.size
+    params.imatrix = rows
+    return (rows, weights)
+
+
+def _set_types(llama_cpp: Any, params: Any, recipe: Recipe | None) -> Any:
+    """One pattern for each tensor of the recipe; the caller keeps the answer meanwhile."""
+    if recipe is None:
+        return None
+    rows = (llama_cpp.llama_model_tensor_override * (len(recipe.types) + 1))()
+    for row, (name, type_) in zip(rows, recipe.types, strict=False):
+        row.pattern, row.type = f"^{name.replace('.', chr(92) + '.')}$".encode(), type_traits(type_).id
+    params.tt_overrides = rows
+    return rows
+
+
+def _recipe(job: Job, weights: Mapping[str, Any]) -> Recipe | None:
+    """The types of a mixture: chosen by measured sensitivities within the step's target, or as planned."""
+    step = job.step
+    if job.sensitivity is None or step.target_bytes is None:
+        return gguf_recipe.as_planned(step.tensor_types) if step.tensor_types else None
+    table = decode(SensitivityTable, read_json(Path(job.sensitivity)), what="the sensitivities")
+    header = open_gguf(Path(job.source))
+    tensors = [Tensor(tensor.name, tensor.shape, tensor.type) for tensor in header.tensors]
+    quantized = [tensor for tensor in tensors if gguf_mix.is_quantized(tensor)]
+    kept = sum(pad(t.size_bytes, gguf_recipe.ALIGNMENT_BYTES) for t in header.tensors) - sum(
+        pad(tensor_bytes(str(t.dtype), t.shape), gguf_recipe.ALIGNMENT_BYTES) for t in quantized
+    )
+    return gguf_recipe.choose(
+        quantized,
+        quantized_metadata_bytes(header) + kept,
+        step.target_bytes,
+        gguf_recipe.measured_loss(table, quantized),
+        covered=weights.keys(),
+        model_name=job.model_name or Path(job.source).name,
+    )
+
+
+_ADDED_KEYS = ("general.quantization_version", "general.file_type")
+
+
+def quantized_metadata_bytes(header: GgufHeader) -> int:
+    """Bytes before the tensors' data once llama.cpp has quantized the file: it adds the keys that were not there.
+
+    At most 32 bytes too many, as the end of the source's header is only known padded.
+    """
+    added = sum(8 + len(key) + 4 + 4 for key in _ADDED_KEYS if key not in header.metadata)
+    return pad(header.metadata_bytes + added, gguf_recipe.ALIGNMENT_BYTES)
+
+
+def _check_target(job: Job, made: Path) -> None:
+    target = job.step.target_bytes
+    if target is not None and made.stat().st_size > target:
+        raise ExecutionFailed(
+            f"the file came out larger than the {target} bytes that were asked for",
+            numbers=f"{made.stat().st_size} bytes",
+            hint="plan again for a little less; the estimate of the metadata was too low",
+            code="over-target",
+        )
 
 
 def _refusal(job: Job, said: list[str]) -> ExecutionFailed:

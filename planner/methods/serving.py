@@ -24,12 +24,17 @@ def artifact_name(model: ModelSpec, variant: Variant) -> str:
     """Name of the file or directory a variant is written to; of a quantized GGUF file, the file itself."""
     if model.file_type is not None and model.file_type == variant.type:
         return model.source.location
-    stem = model.name.replace("/", "-")
+    stem = name_stem(model)
     if variant.format == "gguf":
         return f"{stem}-{variant.type}.gguf"
     group = f"-g{variant.group_size}" if variant.group_size and variant.group_size > 0 else ""
     method = "" if variant.method == "none" else f"-{variant.method}"
     return f"{stem}{method}-{variant.type}{group}"
+
+
+def name_stem(model: ModelSpec) -> str:
+    """The model's name as it begins the names of files made of it."""
+    return model.name.replace("/", "-")
 
 
 def gptqmodel_script(model: ModelSpec, variant: Variant, extra: str) -> str:
@@ -101,5 +106,6 @@ def _llama_quantize(model: ModelSpec, variant: Variant) -> str:
         return shlex.join([*convert, variant.type.lower(), "--outfile", target])
     full = target.replace(variant.type, "f16")
     imatrix = ["--imatrix", "imatrix.gguf"] if variant.imatrix else []
-    quantize = ["llama-quantize", *imatrix, full, target, variant.type]
+    types = ["--tensor-type-file", "types.txt"] if variant.recipe else []  # lines of tensor=type
+    quantize = ["llama-quantize", *imatrix, *types, full, target, variant.main_type]
     return f"{shlex.join([*convert, 'f16', '--outfile', full])}\n{shlex.join(quantize)}"

@@ -153,6 +153,11 @@ class Model:
         lib = library()
         return int(lib.llama_vocab_bos(self.vocabulary)) if lib.llama_vocab_get_add_bos(self.vocabulary) else None
 
+    def begun(self, chunk: Sequence[int]) -> list[int]:
+        """A chunk of text with BOS in place of its first token, where the model wants one."""
+        beginning = self.beginning()
+        return list(chunk) if beginning is None else [beginning, *chunk[1:]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offload:
@@ -202,10 +207,13 @@ def set_offload(parameters: Any, offload: Offload) -> tuple[Any, ...]:
 
 
 @contextmanager
-def open_model(path: Path, *, offload: Offload, repack: bool, progress: Progress) -> Iterator[Model]:
+def open_model(
+    path: Path, *, offload: Offload, repack: bool, progress: Progress, writable: bool = False
+) -> Iterator[Model]:
     """Load ``path`` (the first part of a split file), memory-mapped as llama.cpp does by default.
 
-    ``repack`` is llama.cpp's default; False is its programs' ``--no-repack``.
+    ``repack`` is llama.cpp's default; False is its programs' ``--no-repack``. ``writable``: into memory that may be
+    written to, not mapped.
 
     Raises:
         InputError: llama.cpp refuses the file.
@@ -214,6 +222,8 @@ def open_model(path: Path, *, offload: Offload, repack: bool, progress: Progress
     parameters = lib.llama_model_default_params()
     borrowed = set_offload(parameters, offload)
     parameters.use_extra_bufts = repack
+    if writable:
+        parameters.load_mode = lib.LLAMA_LOAD_MODE_NONE
 
     def report(fraction: float, _user: object) -> bool:
         progress(f"load {path.name}", fraction)
@@ -249,6 +259,8 @@ class ContextOptions:
     kv_type: str = "f16"
     flash_attention: int = FLASH_ATTENTION_AUTO
     sequences: int = 1
+    eval_callback: Any = None
+    """llama.cpp's ``cb_eval``, as :func:`planner.verify.tensors.eval_callback` makes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +342,8 @@ def open_context(model: Model, options: ContextOptions) -> Iterator[Context]:
     parameters.offload_kqv = True
     parameters.swa_full = False
     parameters.kv_unified = False
+    if options.eval_callback is not None:
+        parameters.cb_eval = options.eval_callback
     handle = lib.llama_init_from_model(model.handle, parameters)
     if not handle:
         raise ExecutionFailed(

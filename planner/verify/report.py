@@ -19,6 +19,7 @@ def report_document(
     *,
     plan_sha256: str | None,
     steps: Sequence[object] = (),
+    recipe: Mapping[str, str] | None = None,
     hardware: HardwareProfile | None = None,
     tools: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def report_document(
     Args:
         plan_sha256: of the plan that was applied; ``None`` when an artifact was measured without one.
         steps: receipts of the steps, as they should appear.
+        recipe: tensor → ggml type, of a mixture.
         tools: versions of the programs that made the artifact.
     """
     return {
@@ -41,6 +43,7 @@ def report_document(
         "measurements": encode(result.measurements),
         "speed": encode(result.speed),
         "quality": encode(result.quality),
+        **({"recipe": dict(recipe)} if recipe else {}),
         "notes": list(result.notes),
         "machine": None if hardware is None else {"identity": hardware.identity(), **hardware.identity_fields()},
         "tools": {**(tools or {}), **({"measured_with": result.tool_version} if result.tool_version else {})},

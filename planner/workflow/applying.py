@@ -17,7 +17,7 @@ from planner.core.measurement import Measurement
 from planner.core.model import ModelSpec, shape_sha256
 from planner.core.plan import Expectation, Plan
 from planner.core.units import format_bytes
-from planner.execute import obtain, preflight, process, receipts, runner
+from planner.execute import calibration, obtain, preflight, process, receipts, runner
 from planner.workflow import reporting, step_report
 from planner.workflow.planning import check_hardware
 from planner.workflow.survey import survey
@@ -86,6 +86,9 @@ def check(plan: Plan, output: Path, *, hash_files: bool = True) -> HardwareProfi
     local = obtain.local_path(plan.model)
     if local is not None and hash_files:
         preflight.check_model_files(plan, local)
+    for step in plan.steps:
+        if step.calibration is not None:
+            calibration.check(step.calibration)
     preflight.check_output(plan, output)
     preflight.check_replaceable(output / REPORT, "plan_sha256")
     reporting.check_page(output / reporting.PAGE)
@@ -191,8 +194,14 @@ def _verify_plan(
         text=options.text,
         progress=watcher.measuring(),
     )
-    rows = step_report.rows(plan, made)
-    document = report_document(result, plan_sha256=plan.content_sha256, steps=rows, hardware=here, tools=plan.tools)
+    document = report_document(
+        result,
+        plan_sha256=plan.content_sha256,
+        steps=step_report.rows(plan, made),
+        recipe=dict(next((receipt.tensor_types for receipt in made if receipt.tensor_types), ())),
+        hardware=here,
+        tools=plan.tools,
+    )
     document |= context
     write_report(place.output / REPORT, document)
     reporting.write_report_page(str(place.output))

@@ -16,7 +16,18 @@ from planner.core.estimates import Prediction
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import DECODE, FILE_BYTES, KL_DIVERGENCE, PEAK_MEMORY, PERPLEXITY_RATIO, PREFILL
 from planner.core.model import ModelSpec, shape_sha256
-from planner.core.plan import STEP_KINDS, Expectation, PinnedFile, Plan, PlanHardware, PlanModel, Step
+from planner.core.plan import (
+    BUILT_IN,
+    MATRIX,
+    STEP_KINDS,
+    TEXT,
+    Expectation,
+    PinnedFile,
+    Plan,
+    PlanHardware,
+    PlanModel,
+    Step,
+)
 from planner.methods.serving import artifact_name
 from planner.workflow.recommend import Recommendation
 
@@ -27,7 +38,22 @@ STRETCH = 1.96 / 1.2816
 """An 80 % interval becomes a 95 % one (normal quantiles): a plan must not cry wolf one time in five."""
 
 
-def make_plan(answer: Recommendation, candidate: Candidate | None = None) -> Plan:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Measuring:
+    """How the steps that measure the model shall do it, and what for."""
+
+    calibration: Path | None = None
+    """A text, a folder of texts, or a finished importance matrix; ``None``: the text that comes with qplan."""
+    chunks: int | None = None
+    """Chunks of 512 tokens; ``None``: as many as the defaults say."""
+    seed: int = 0
+    probes: int | None = None
+    """Parts of the model to probe; ``None``: as many as take about ten minutes."""
+    target_bytes: int | None = None
+    """Most bytes of a mixture's file."""
+
+
+def make_plan(answer: Recommendation, candidate: Candidate | None = None, measuring: Measuring = Measuring()) -> Plan:
     """The sealed plan of the best candidate that this version can carry out, or of ``candidate``.
 
     Raises:
@@ -49,21 +75,28 @@ def make_plan(answer: Recommendation, candidate: Candidate | None = None) -> Pla
         placement=chosen.placement,
         estimate=chosen.estimate,
         expectations=expectations(answer.model, chosen, answer.hardware),
-        steps=_steps(answer, chosen),
+        steps=_steps(answer, chosen, measuring),
         tools=tool_versions(),
         artifact=artifact_name(answer.model, chosen.variant),
         reasons=chosen.reasons,
     ).sealed()
 
 
-def _steps(answer: Recommendation, chosen: Candidate) -> tuple[Step, ...]:
+def _steps(answer: Recommendation, chosen: Candidate, measuring: Measuring) -> tuple[Step, ...]:
     """The typed steps with what each should take on this machine."""
     from planner.estimate.making import forecast
+    from planner.workflow.measuring import prepared
     from planner.workflow.survey import calibration_of
 
     calibration, _ = calibration_of(answer.hardware)
-    threads = chosen.placement.threads
-    return forecast(answer.model, chosen.variant, answer.hardware, threads=threads, calibration=calibration)
+    return forecast(
+        answer.model,
+        chosen.variant,
+        answer.hardware,
+        threads=chosen.placement.threads,
+        calibration=calibration,
+        prepare=lambda steps: prepared(steps, answer, chosen, measuring),
+    )
 
 
 def conversion_note(model: ModelSpec) -> str | None:
@@ -245,11 +278,29 @@ def _check_steps(plan: Plan, path: Path) -> None:
         for name in filter(None, (step.name, step.output, plan.artifact)):
             if name != Path(name).name or name.startswith(".") or "\\" in name or "\0" in name:
                 raise InputError(f"{path} names a file outside the output directory: {name!r}", code="bad-plan")
-        if step.kind not in STEP_KINDS or step.source not in known or step.imatrix not in known | {None}:
-            raise InputError(f"{path} has a step that cannot be run: {step.name!r}", code="bad-plan")
+        read = {step.source, step.imatrix, step.sensitivity} - {None}
+        if step.kind not in STEP_KINDS or not read <= known or (wrong := _step_fault(step)):
+            why = wrong if step.kind in STEP_KINDS and read <= known else ""
+            raise InputError(f"{path} has a step that cannot be run: {step.name!r}", numbers=why, code="bad-plan")
         known.add(step.name)
     if not any(step.output == plan.artifact for step in plan.steps):
         raise InputError(f"{path} makes no {plan.artifact!r}", code="bad-plan")
+
+
+def _step_fault(step: Step) -> str:
+    """What is wrong with what a step measures with or quantizes to; empty: nothing."""
+    from planner.methods import gguf_recipe
+
+    if step.kind in ("imatrix", "sensitivity"):
+        kinds = (BUILT_IN, TEXT, MATRIX) if step.kind == "imatrix" else (BUILT_IN, TEXT)
+        if step.calibration is None or step.calibration.kind not in kinds:
+            return "it names nothing to calibrate with"
+    counts = [step.probes, step.target_bytes, step.calibration.chunks if step.calibration else None]
+    if any(count is not None and count < 1 for count in counts) or step.gpu_layers < 0:
+        return "a count is less than one"
+    if step.sensitivity is not None and step.target_bytes is None:
+        return "it chooses types and has no size to choose for"
+    return gguf_recipe.fault(step.tensor_types) or ""
 
 
 def check_hardware(plan: Plan, here: HardwareProfile) -> None:

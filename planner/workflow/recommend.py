@@ -9,10 +9,13 @@ from pathlib import Path
 from planner.core.errors import UsageError
 from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec
+from planner.core.units import GIB, format_bytes
 from planner.core.workload import KV_TYPES, OBJECTIVES, Workload
 from planner.decide import Decision, decide
 from planner.workflow.survey import calibration_of, survey
 
+_FULL = 0.92
+"""Share of a memory limit that the margin leaves to use, less what is not worth a word."""
 LEAST_CONTEXT = 2048
 """Shortest context that is taken unasked: a question with a page of text and its answer."""
 
@@ -85,7 +88,7 @@ def recommend_for(
         workload=tried,
         decision=decision,
         simulated=simulated,
-        notes=(*notes, *_context_notes(model, tried, tries)),
+        notes=(*notes, *_context_notes(model, tried, tries), *_unused_notes(model, tried, decision)),
     )
 
 
@@ -103,6 +106,21 @@ def _context_notes(model: ModelSpec, used: Workload, tries: tuple[int, ...]) -> 
     if used.context < tries[0]:
         return (f"{tries[0]} tokens of context do not fit; this is for {used.context}",)
     return ()
+
+
+def _unused_notes(model: ModelSpec, workload: Workload, decision: Decision) -> tuple[str, ...]:
+    """What a mixture of types would fill, where a memory limit was given and falls between two types."""
+    chosen, limit = decision.chosen, workload.max_memory_bytes
+    if chosen is None or limit is None or chosen.variant.method != "gguf" or model.file_type is not None:
+        return ()
+    used = chosen.estimate.memory
+    needed = max(device.needed_bytes for device in (used.devices or (used.host,)))
+    if workload.types is not None or needed >= _FULL * limit:
+        return ()
+    return (
+        f"{format_bytes(limit - needed)} of {format_bytes(limit)} stay unused: `qplan plan {model.name} --fit-memory "
+        f"{limit / GIB:g}GiB` fills them with a mixture of types, chosen by measuring the checkpoint",
+    )
 
 
 def check_workload(workload: Workload) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
@@ -31,7 +32,10 @@ def rows(plan: Plan, made: tuple[Receipt, ...]) -> list[dict[str, Any]]:
     They are evidence for the predictions: the artifact is judged by the report's own verdicts, not by these.
     """
     steps = {step.name: step for step in plan.steps}
-    return [{**encode(receipt), "verdicts": _verdicts(steps[receipt.step], receipt)} for receipt in made]
+    return [
+        {**encode(replace(receipt, tensor_types=())), "verdicts": _verdicts(steps[receipt.step], receipt)}
+        for receipt in made
+    ]
 
 
 def _verdicts(step: Step, receipt: Receipt) -> list[dict[str, Any]]:
