@@ -19,12 +19,13 @@ from planner.core.measurement import QUANTITIES
 from planner.core.model import ModelSpec
 from planner.core.units import MIB
 from planner.estimate.memory import memory
+from planner.execute.random_gguf import write_random_gguf
 from planner.methods import gguf
 from planner.models import catalog
 from planner.verify.run import run_trial
 from planner.verify.trial import SPEED, SpeedTrial, TrialRequest
 from tests.conftest import Qplan
-from tests.gpu_fixtures import reported, write_random_gguf
+from tests.gpu_fixtures import reported
 
 pytestmark = pytest.mark.gpu
 
