@@ -72,11 +72,11 @@ def add(path: Path, record: dict[str, Any]) -> None:
         file.write(json.dumps(stamped) + "\n")
 
 
-def run_generic(path: Path, seconds: float) -> None:
+def run_generic(path: Path, seconds: float, types: tuple[str, ...]) -> None:
     """Calibrate as ``qplan calibrate`` does and keep the raw observations."""
     from planner.verify.calibrate_run import run_calibration
 
-    answer, repacked = run_calibration(request_for(seconds, None, ()))
+    answer, repacked = run_calibration(request_for(seconds, None, types))
     add(path, {"kind": "generic", "answer": encode(answer), "repacked": repacked})
 
 
@@ -93,6 +93,7 @@ def run_model(path: Path, name: str, type_: str, seconds: float) -> None:
 def measure_whole(model: ModelSpec, type_: str, *, repack: bool) -> list[Observation]:
     """Decode and prefill of the whole model at both depths with 1 and 2 threads, by turns."""
     from planner.verify import native
+    from planner.verify.alternating import alternate
     from planner.verify.slice_runs import open_slice
 
     types = gguf.tensor_types(model, gguf.variant(type_, imatrix=False))
@@ -104,8 +105,7 @@ def measure_whole(model: ModelSpec, type_: str, *, repack: bool) -> list[Observa
         for depth in (0, DEPTH):
             for threads in (2, 1):
                 piece = whole.reading(PROMPT, threads, depth)
-                for _ in range(1 if large else 3):
-                    piece.sample()
+                alternate([piece], until=time.perf_counter() + (45 if large else 15), wanted=1 if large else 3)
                 found.append(seen_of(model, type_, threads, depth, PROMPT, piece))
             found += decode_by_turns(model, type_, whole, depth)
     return found
@@ -116,7 +116,7 @@ def decode_by_turns(model: ModelSpec, type_: str, whole: Any, depth: int) -> lis
     from planner.verify.alternating import alternate
 
     pieces = {threads: whole.decoding(threads, depth) for threads in (1, 2)}
-    alternate(list(pieces.values()), until=time.perf_counter() + 25, wanted=10)
+    alternate(list(pieces.values()), until=time.perf_counter() + 60, wanted=10)
     return [seen_of(model, type_, threads, depth, 1, piece) for threads, piece in pieces.items()]
 
 
@@ -133,8 +133,8 @@ def seen_of(model: ModelSpec, type_: str, threads: int, depth: int, tokens: int,
         seconds=middle,
         low=low,
         high=high,
-        clean_count=len(piece.samples),
-        disturbed_count=len(piece.disturbed),
+        clean_count=len(piece.good),
+        disturbed_count=piece.taken - len(piece.good),
     )
 
 
@@ -254,9 +254,10 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("model", nargs="?")
     parser.add_argument("type", nargs="?")
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--types", help="With generic: tensor types, separated by commas.")
     given = parser.parse_args(None if arguments is None else list(arguments))
     if given.what == "generic":
-        run_generic(given.results, given.seconds)
+        run_generic(given.results, given.seconds, tuple(filter(None, (given.types or "").split(","))))
     elif given.what == "model":
         run_model(given.results, given.model, given.type, given.seconds)
     else:

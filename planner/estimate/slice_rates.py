@@ -284,6 +284,40 @@ def _prefill_attention(table: _Table, kv_type: str, threads: int, device: str) -
     return _rate(kinds.PREFILL_ATTENTION, done / spent, spread, device=device, type=kv_type, threads=threads)
 
 
+def link_rates_of(
+    observations: Sequence[Seen], kit: Kit, device: str, host_rates: Sequence[Rate]
+) -> tuple[Rate, ...]:
+    """What a slice with half of its layers on the CPU costs beside both halves: handing over, and copied weights."""
+    table, found = _Table(observations, kit), []
+    for seen in (o for o in observations if o.gpu_layers is not None):
+        whole = _Table([o for o in table.rows if o.gpu_layers is None], kit).line(
+            kit.wide.name, seen.type, 0, seen.tokens
+        )
+        if whole is None:
+            continue
+        host_layers = seen.layers + 1 - (seen.gpu_layers or 0)
+        size = host_layers * _one(table, kit.wide, seen.type)[0]
+        if seen.tokens > 1:
+            beside = seen.seconds - (whole.rest + seen.layers * whole.slope)
+            if beside > 0:
+                found.append(_rate(kinds.LINK, size / beside, log(seen.high / seen.low), device=device))
+            continue
+        on_host = _host_seconds(host_rates, seen, size, host_layers)
+        if on_host is not None:
+            on_gpu = whole.rest + (seen.layers - host_layers) * whole.slope
+            found.append(_rate(kinds.CROSSING_SECONDS, max(0.0, seen.seconds - on_gpu - on_host), device=device))
+    return tuple(found)
+
+
+def _host_seconds(host_rates: Sequence[Rate], seen: Seen, size: float, layers: int) -> float | None:
+    """A token's time in the layers that the CPU has, with the threads of the slice."""
+    known = {r.work: r for r in host_rates if r.threads == seen.threads and r.type in ("", seen.type)}
+    if kinds.DECODE_WEIGHTS not in known:
+        return None
+    layer = known[kinds.LAYER_SECONDS].value if kinds.LAYER_SECONDS in known else 0.0
+    return size / known[kinds.DECODE_WEIGHTS].value + layers * layer
+
+
 def model_rates_of(
     observations: Sequence[Seen], kit: Kit, model: ModelSpec, fingerprint: str, device: str = kinds.CPU
 ) -> tuple[Rate, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import exp, log, sqrt
-from statistics import pstdev
+from statistics import median, pstdev
 
 from planner.core import rates as kinds
 from planner.core.candidate import Placement, Variant
@@ -129,30 +129,43 @@ class _Machine:
         return found.value if found else 0.0
 
 
+_ByThreads = dict[int, Rate]
+
+
 @lru_cache(maxsize=_CACHE)
 def _rate_of(rates: Rates, work: str, type_: str, device: str, threads: int, tokens: int) -> _Found | None:
-    known = rates.of(work, device)
-    if not known:
+    table = _table(rates, work, device, tokens)
+    if not table:
         return None
-    types = dict.fromkeys(rate.type for rate in known)
-    nearest = type_ if type_ in types else min(types, key=lambda other: _distance(type_, other))
-    found = _at(_of_tokens(known, nearest, tokens), _reference(known), threads)
-    if found is None or nearest == type_:
+    nearest = type_ if type_ in table else min(table, key=lambda other: _distance(type_, other))
+    found = _at(table[nearest], table if _counts(table) > 1 else _growing(rates, device, tokens), threads)
+    if nearest == type_:
         return found
-    spread = pstdev([log(rate.value) for rate in known if rate.threads == known[0].threads]) if len(types) > 1 else 0.0
-    sigma = sqrt(found.sigma**2 + max(UNMEASURED_SIGMA, spread) ** 2)
+    logs = [log(points[count].value) for points in table.values() for count in points if count == max(points)]
+    sigma = sqrt(found.sigma**2 + max(UNMEASURED_SIGMA, pstdev(logs)) ** 2)
     return _Found(found.value, sigma, f" (as {nearest})")
 
 
-def _of_tokens(known: list[Rate], type_: str, tokens: int) -> dict[int, Rate]:
-    """Rates of a type by threads, of the micro-batch nearest to ``tokens``."""
-    chosen: dict[int, Rate] = {}
-    for rate in known:
-        if rate.type == type_:
-            before = chosen.get(rate.threads)
-            if before is None or _far(rate.tokens, tokens) < _far(before.tokens, tokens):
-                chosen[rate.threads] = rate
-    return chosen
+def _table(rates: Rates, work: str, device: str, tokens: int) -> dict[str, _ByThreads]:
+    """Rates by type and threads, of the micro-batch nearest to ``tokens``; those of a busy machine only if all are."""
+    known = rates.of(work, device)
+    quiet = [rate for rate in known if not rate.busy] or known
+    table: dict[str, _ByThreads] = {}
+    for rate in quiet:
+        points = table.setdefault(rate.type, {})
+        before = points.get(rate.threads)
+        if before is None or _far(rate.tokens, tokens) < _far(before.tokens, tokens):
+            points[rate.threads] = rate
+    return table
+
+
+def _growing(rates: Rates, device: str, tokens: int) -> dict[str, _ByThreads]:
+    """What stands in for work that was measured with one thread count alone: matrix products, bound by the cores too."""
+    return _table(rates, kinds.PREFILL_WEIGHTS, device, tokens)
+
+
+def _counts(table: dict[str, _ByThreads]) -> int:
+    return max(len(points) for points in table.values())
 
 
 def _far(a: int, b: int) -> float:
@@ -176,41 +189,29 @@ def _family(type_: str) -> str:
     return "K" if upper.endswith("_K") else "F" if upper.startswith(("F", "B")) else "legacy"
 
 
-def _reference(known: list[Rate]) -> dict[int, Rate]:
-    """The type measured with the most thread counts: how a rate grows with threads."""
-    by_type: dict[str, dict[int, Rate]] = {}
-    for rate in known:
-        by_type.setdefault(rate.type, {}).setdefault(rate.threads, rate)
-    return max(by_type.values(), key=len)
-
-
-def _at(points: dict[int, Rate], reference: dict[int, Rate], threads: int) -> _Found | None:
-    """The rate at a thread count: measured, or between its neighbours on a line through logarithms.
-
-    Counts that this type lacks, or had only while the machine was busy, are filled in from the reference type.
-    """
-    if not points:
-        return None
-    quiet = {count: rate for count, rate in points.items() if not rate.busy}
-    anchors = quiet or points
-    exact = anchors.get(threads)
+def _at(points: _ByThreads, table: dict[str, _ByThreads], threads: int) -> _Found:
+    """The rate at a thread count: measured, or from the nearest count and how others of ``table`` grow from it."""
+    exact = points.get(threads)
     if exact is not None:
         return _Found(exact.value, sqrt(exact.sigma**2 + (BUSY_SIGMA**2 if exact.busy else 0.0)))
-    nearest = anchors[min(anchors, key=lambda count: _far(count, threads))]
-    growth = _growth(reference, nearest.threads, threads)
-    beyond = 2.0 if threads > max(*reference, *anchors) else 1.0
-    return _Found(nearest.value * growth, sqrt(nearest.sigma**2 + (beyond * THREADS_SIGMA) ** 2))
+    nearest = points[min(points, key=lambda count: _far(count, threads))]
+    most = max(max(others) for others in (points, *table.values()))
+    sigma = THREADS_SIGMA * (2.0 if threads > most else 1.0)
+    return _Found(nearest.value * _growth(table, nearest.threads, threads), sqrt(nearest.sigma**2 + sigma**2))
 
 
-def _growth(reference: dict[int, Rate], known: int, asked: int) -> float:
-    """How much the reference type gains from ``known`` to ``asked`` threads."""
-    if known <= 0 or asked <= 0:
+def _growth(table: dict[str, _ByThreads], known: int, asked: int) -> float:
+    """How much rates gain from ``known`` to ``asked`` threads: where types were measured with both, else on a curve."""
+    ratios = [points[asked].value / points[known].value for points in table.values() if {known, asked} <= set(points)]
+    if ratios:
+        return median(ratios)
+    curve = max(table.values(), key=len, default={})
+    if known <= 0 or asked <= 0 or not curve:
         return 1.0
-    a, b = _on_line(reference, known), _on_line(reference, asked)
-    return b / a if a > 0 and b > 0 else 1.0
+    return _on_line(curve, asked) / _on_line(curve, known)
 
 
-def _on_line(points: dict[int, Rate], threads: int) -> float:
+def _on_line(points: _ByThreads, threads: int) -> float:
     counts = sorted(points)
     if threads >= counts[-1]:
         return points[counts[-1]].value  # more threads than were tried: no gain is assumed

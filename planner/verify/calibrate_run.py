@@ -48,7 +48,7 @@ def _attempt(request: CalibrationRequest, gpu_index: int | None, progress: Progr
             what="calibrating",
             log=Path(folder) / "log",
             progress=progress,
-            environment=_environment(gpu_index),
+            environment={**_environment(gpu_index), "TMPDIR": folder},  # slices go with the folder, however it ends
             timeout_seconds=2 * request.budget_seconds + _GRACE_SECONDS,
         )
     return decode(CalibrationAnswer, answer, what="the calibrating process's answer")

@@ -186,7 +186,7 @@ class Calibrating:
         """Attention: a token and a chunk of prompt with an empty cache and at depth, by turns."""
         threads = self._thread_counts(self.request.threads[:2])
         fast = max(threads)
-        per_token = seconds_to_read(made, _CHUNK, fast) / _CHUNK
+        per_token = min(seconds_to_read(made, _CHUNK, fast) for _ in range(3)) / _CHUNK
         room = max(0.0, until - time.perf_counter()) * 0.4
         depth = int(min(self.request.depth, max(256, room / per_token)) // 256 * 256)
         made.context.set_threads(fast)
@@ -275,11 +275,11 @@ class Calibrating:
 
     def _affordable(self, made: Slice, until: float) -> int:
         """Tokens of a prompt that can be read five times in the time that is left."""
-        first = seconds_to_read(made, 32, self.request.threads[0]) / 32
+        first = min(seconds_to_read(made, 32, self.request.threads[0]) for _ in range(3)) / 32
         thread_times = sum(max(self.request.threads) / count for count in self._thread_counts(self.request.threads))
         room = 0.5 * max(0.0, until - time.perf_counter()) / (first * thread_times * 1.3)
         tokens = self.kit.tokens
-        while tokens > 32 and tokens * 4 > room:
+        while tokens > _CHUNK and tokens * 4 > room:
             tokens //= 2
         return tokens
 
@@ -307,6 +307,6 @@ def _observed(case: _Case) -> Observation:
         seconds=middle,
         low=low,
         high=high,
-        clean_count=len(case.piece.samples),
-        disturbed_count=len(case.piece.disturbed),
+        clean_count=len(case.piece.good),
+        disturbed_count=case.piece.taken - len(case.piece.good),
     )

@@ -119,7 +119,8 @@ def _measure(
         tell = _part_of(progress, number, len(devices), "CPU" if device is None else device[1].name)
         answer, repacked = run_calibration(request, gpu_index=None if device is None else device[0], progress=tell)
         key = kinds.CPU if device is None else gpu_key(device[1])
-        found += [dataclasses.replace(rate, tool_version=answer.tool_version) for rate in _rates(answer, request, model, key)]
+        made = _rates(answer, request, model, key, found)
+        found += [dataclasses.replace(rate, tool_version=answer.tool_version) for rate in made]
         notes += _notes(answer, repacked)
         seconds += answer.seconds
     found += _bandwidth(here)
@@ -200,7 +201,11 @@ def _part_of(progress: Progress | None, number: int, count: int, device: str) ->
 
 
 def _rates(
-    answer: CalibrationAnswer, request: CalibrationRequest, model: ModelSpec | None, device: str
+    answer: CalibrationAnswer,
+    request: CalibrationRequest,
+    model: ModelSpec | None,
+    device: str,
+    host_rates: list[Rate],
 ) -> tuple[Rate, ...]:
     from planner.estimate import slice_rates, slices
 
@@ -208,7 +213,8 @@ def _rates(
     if model is not None:
         return slice_rates.model_rates_of(answer.observations, kit, model, shape_sha256(model), device)
     kit = kit if request.scale == 1 else slices.scaled(kit, request.scale)
-    return slice_rates.rates_of(answer.observations, kit, device)
+    made = slice_rates.rates_of(answer.observations, kit, device)
+    return (*made, *slice_rates.link_rates_of(answer.observations, kit, device, host_rates)) if request.gpu else made
 
 
 def _notes(answer: CalibrationAnswer, repacked: bool) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from planner.core.errors import UsageError
 from planner.core.hardware import HardwareProfile
+from planner.core.measurement import Calibration
 from planner.core.model import ModelSpec
 from planner.core.workload import KV_TYPES, OBJECTIVES, Workload
 from planner.decide import Decision, decide
@@ -72,7 +73,7 @@ def recommend(
         workload=tried,
         decision=decision,
         simulated=profile is not None,
-        notes=(*notes, *_context_notes(model, tried, tries)),
+        notes=(*notes, *_context_notes(model, tried, tries), *_calibration_notes(profile, calibration)),
     )
 
 
@@ -90,6 +91,12 @@ def _context_notes(model: ModelSpec, used: Workload, tries: tuple[int, ...]) -> 
     if used.context < tries[0]:
         return (f"{tries[0]} tokens of context do not fit; this is for {used.context}",)
     return ()
+
+
+def _calibration_notes(profile: str | None, calibration: Calibration | None) -> tuple[str, ...]:
+    if profile is not None or (calibration is not None and calibration.rates):
+        return ()
+    return ("`qplan calibrate` measures this machine in a minute and makes the speeds below tighter",)
 
 
 def check_workload(workload: Workload) -> None:
