@@ -24,23 +24,25 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from planner.core.candidate import Placement  # noqa: E402
-from planner.core.codec import decode, encode  # noqa: E402
-from planner.core.estimates import Prediction  # noqa: E402
-from planner.core.hardware import HardwareProfile  # noqa: E402
-from planner.core.measurement import DECODE, PREFILL  # noqa: E402
-from planner.core.model import ModelSpec, shape_sha256  # noqa: E402
-from planner.core.rates import Rate, Rates  # noqa: E402
-from planner.estimate import slice_rates, slices, speed_calibrated  # noqa: E402
-from planner.methods import gguf  # noqa: E402
-from planner.models import catalog  # noqa: E402
-from planner.verify.calibration_trial import CalibrationAnswer, CalibrationRequest, Observation  # noqa: E402
+from planner.core.candidate import Placement
+from planner.core.codec import decode, encode
+from planner.core.estimates import Prediction
+from planner.core.hardware import HardwareProfile
+from planner.core.measurement import DECODE, PREFILL
+from planner.core.model import ModelSpec, shape_sha256
+from planner.core.rates import Rate, Rates
+from planner.estimate import slice_rates, slices, speed_calibrated
+from planner.methods import gguf
+from planner.models import catalog
+from planner.verify.calibration_trial import CalibrationAnswer, CalibrationRequest, Observation
 
 MODELS = ("tinyllama-1.1b", "llama-3.2-3b", "llama-2-7b")
 TYPES = ("Q4_0", "Q4_K_M", "Q8_0")
 DEPTH, PROMPT = 2048, 256
 """Tokens in the cache, and of the prompt that is timed with and without them."""
-CASES = tuple((quantity, depth, threads) for quantity in (DECODE, PREFILL) for depth in (0, DEPTH) for threads in (1, 2))
+CASES = tuple(
+    (quantity, depth, threads) for quantity in (DECODE, PREFILL) for depth in (0, DEPTH) for threads in (1, 2)
+)
 
 
 def machine() -> HardwareProfile:
@@ -214,7 +216,10 @@ def report(path: Path) -> None:
             generic = slice_rates.rates_of(answer.observations, slices.CPU_KIT)
     here = machine()
     rows = [row for r in records if r["kind"] == "model" for row in compare(r, generic, here)]
-    print(f"{'model':16} {'type':7} {'what':8} {'depth':>5} {'thr':>3} {'measured':>9} {'spread':>7} {'slices':>7} {'rates':>7}")
+    print(
+        f"{'model':16} {'type':7} {'what':8} {'depth':>5} {'thr':>3} {'measured':>9} {'spread':>7} "
+        f"{'slices':>7} {'rates':>7}"
+    )
     for row in rows:
         ratios = [f"{p.value / row.measured:7.3f}" if p else "      -" for p in (row.by_slices, row.by_rates)]
         what, mark = row.quantity.split("_")[0], "" if row.clean else "  disturbed"

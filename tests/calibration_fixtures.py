@@ -50,7 +50,14 @@ class Law:
 def observed(shape: str, layers: int, type_: str, threads: int, seconds: float, **more: int) -> Observation:
     """A clean observation."""
     base = Observation(
-        shape=shape, layers=layers, type=type_, threads=threads, seconds=seconds, low=seconds, high=seconds, clean_count=5
+        shape=shape,
+        layers=layers,
+        type=type_,
+        threads=threads,
+        seconds=seconds,
+        low=seconds,
+        high=seconds,
+        clean_count=5,
     )
     return replace(base, **more)  # type: ignore[arg-type]
 

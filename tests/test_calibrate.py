@@ -100,7 +100,7 @@ def test_nothing_calibrated_is_said_and_is_an_empty_list(qplan: Qplan) -> None:
     shown = qplan("calibrate", "--show")
     assert shown.returncode == Exit.DONE and "nothing is calibrated" in shown.stderr
     listed = json.loads(qplan("calibrate", "--show", "--json").stdout)
-    assert listed["rates"] == [] and list(listed)[0] == "format_version"
+    assert listed["rates"] == [] and next(iter(listed)) == "format_version"
     assert json.loads(qplan("calibrate", "--forget", "--json").stdout)["forgotten"] == 0
 
 
@@ -208,7 +208,9 @@ def test_slices_of_a_model_before_it_is_there(qplan: Qplan) -> None:
     assert done.returncode == Exit.DONE, done.stderr
     made = [found for found in json.loads(done.stdout)["rates"] if found["model"]]
     assert {found["work"] for found in made} >= {kinds.MODEL_DECODE_LAYER, kinds.MODEL_PREFILL_LAYER}
-    speed = json.loads(qplan("estimate", "smollm2-135m", "--type", "Q4_K_M", "--threads", "1", "--json").stdout)["speed"]
+    speed = json.loads(qplan("estimate", "smollm2-135m", "--type", "Q4_K_M", "--threads", "1", "--json").stdout)[
+        "speed"
+    ]
     if not any(found["busy"] for found in made):
         assert "slices of this model" in speed["source"]
     other = json.loads(qplan("estimate", "smollm2-135m", "--type", "Q8_0", "--threads", "1", "--json").stdout)["speed"]

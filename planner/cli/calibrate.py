@@ -35,7 +35,7 @@ _UNITS = {"bytes_per_second": (1e9, "GB/s"), "flops": (1e9, "GFLOP/s"), "seconds
 def command(show: bool, forget: bool, as_json: bool, **given: Any) -> int:
     """Measure how fast this machine runs llama.cpp, for the estimates from then on; 60 seconds by default.
 
-    Models of real width with few layers and random weights are timed by turns: weights of each type, attention, threads.
+    Models of real width with few layers and random weights are timed by turns: each type, attention, thread counts.
     With MODEL (and --type Q4_K_M), slices of that very model: measure before you download.
     """
     if show and forget:

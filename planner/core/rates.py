@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from planner.core.hardware import STRICT, Gpu
 
-# What a rate is of. Types: a tensor type for weights, a KV cache type for attention, llama.cpp's file type for a model's
-# own slices.
+# What a rate is of. Its type: a tensor type for weights, a KV cache type for attention, a file type for slices of a
+# model.
 DECODE_WEIGHTS = "decode_weights_bytes_per_second"
 """Weights of one tensor type read and multiplied for one token."""
 PREFILL_WEIGHTS = "prefill_weights_flops"
@@ -120,6 +120,9 @@ class Rates:
 
     def __bool__(self) -> bool:
         return bool(self.entries)
+
+
+NO_RATES = Rates()
 
 
 def merged(old: Iterable[Rate], new: Iterable[Rate]) -> tuple[Rate, ...]:

@@ -16,6 +16,8 @@ from planner.estimate.slices import Kit
 from planner.estimate.typed_work import attention, split, sums
 
 _TINY = 1e-12
+_MOST_OVERHEAD = 0.6
+"""Share of a wide layer that may be its overhead: more is noise, even where launches bound a fast GPU."""
 _LEAST_COST = 1e-18
 """Seconds per operation or byte below which a cost is none."""
 
@@ -144,7 +146,7 @@ def _layer_seconds(table: _Table, threads: int) -> float:
         if wide and thin and not wide.busy and not thin.busy:
             large, small = (_one(table, shape, type_)[0] for shape in (table.kit.wide, table.kit.thin))
             per_byte = (wide.slope - thin.slope) / (large - small)
-            return min(max(0.0, thin.slope - small * max(per_byte, 0.0)), 0.3 * wide.slope)
+            return min(max(0.0, thin.slope - small * max(per_byte, 0.0)), _MOST_OVERHEAD * wide.slope)
     return 0.0
 
 
@@ -174,18 +176,14 @@ def _seen_seconds(model: ModelSpec, tokens: int, flops: float | None) -> float:
     return attention(model, (0, 1), tokens / 2, "f16")[0] / flops if flops else 0.0
 
 
-def _decode_weights(
-    table: _Table, type_: str, threads: int, layer: float, device: str
-) -> tuple[Rate, float] | None:
+def _decode_weights(table: _Table, type_: str, threads: int, layer: float, device: str) -> tuple[Rate, float] | None:
     line = table.line(table.kit.wide.name, type_, threads, 1)
     if line is None:
         return None
     size, _, model = _one(table, table.kit.wide, type_)
     rate = size / max(line.slope - layer, _TINY)
     output = sum(sums(model, slices.pure_types(model, type_)).output_bytes.values())
-    made = _rate(
-        kinds.DECODE_WEIGHTS, rate, line.spread, busy=line.busy, device=device, type=type_, threads=threads
-    )
+    made = _rate(kinds.DECODE_WEIGHTS, rate, line.spread, busy=line.busy, device=device, type=type_, threads=threads)
     return made, line.rest - output / rate
 
 
@@ -274,9 +272,9 @@ def _prefill_attention(table: _Table, kv_type: str, threads: int, device: str) -
     for shape in (table.kit.wide, table.kit.all_kv_heads):
         pair = table.deep(shape.name, kv_type, threads, chunk=True)
         if pair and pair[0].clean_count and pair[1].clean_count and pair[0].seconds > pair[1].seconds:
-            done += pair[0].tokens * pair[0].layers * attention(
-                slices.plain(shape, 1), (0, 1), pair[0].depth, kv_type
-            )[0]
+            done += (
+                pair[0].tokens * pair[0].layers * attention(slices.plain(shape, 1), (0, 1), pair[0].depth, kv_type)[0]
+            )
             spent += pair[0].seconds - pair[1].seconds
             spread = max(spread, log(pair[0].high / pair[0].low))
     if not spent:
@@ -284,9 +282,7 @@ def _prefill_attention(table: _Table, kv_type: str, threads: int, device: str) -
     return _rate(kinds.PREFILL_ATTENTION, done / spent, spread, device=device, type=kv_type, threads=threads)
 
 
-def link_rates_of(
-    observations: Sequence[Seen], kit: Kit, device: str, host_rates: Sequence[Rate]
-) -> tuple[Rate, ...]:
+def link_rates_of(observations: Sequence[Seen], kit: Kit, device: str, host_rates: Sequence[Rate]) -> tuple[Rate, ...]:
     """What a slice with half of its layers on the CPU costs beside both halves: handing over, and copied weights."""
     table, found = _Table(observations, kit), []
     for seen in (o for o in observations if o.gpu_layers is not None):

@@ -64,8 +64,10 @@ GPU_KIT = Kit(wide=WIDE_GPU, narrow=NARROW_GPU, thin=THIN, all_kv_heads=ALL_KV_H
 
 def plain(shape: Shape, layers: int) -> ModelSpec:
     """A Llama of ``layers`` layers of ``shape``."""
-    embd, ff, query, kv = shape.n_embd, shape.n_ff, *(
-        shape.head_dim * count for count in (shape.head_count, shape.head_count_kv)
+    embd, ff, query, kv = (
+        shape.n_embd,
+        shape.n_ff,
+        *(shape.head_dim * count for count in (shape.head_count, shape.head_count_kv)),
     )
     matrices = {
         "attn_q": (embd, query), "attn_k": (embd, kv), "attn_v": (embd, kv), "attn_output": (query, embd),

@@ -1,8 +1,8 @@
 """Tokens per second from what ``qplan calibrate`` measured here: slices of this very model, or rates for any model.
 
-A token costs, on each device, its weights by tensor type over the rate of that type, a time per layer, and attention over
-the cache; and a time per token. A prompt costs two operations per weight and token, where the last layer's feed-forward
-and the output count for one row alone, a time per row, attention, and a time per micro-batch.
+A token costs, on each device, its weights by tensor type over the rate of that type, a time per layer, and attention
+over the cache; and a time per token. A prompt costs two operations per weight and token, where the last layer's
+feed-forward and the output count for one row alone, a time per row, attention, and a time per micro-batch.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from math import exp, log, sqrt
-from statistics import median, pstdev
+from math import exp, sqrt
 
 from planner.core import rates as kinds
 from planner.core.candidate import Placement, Variant
@@ -21,8 +20,8 @@ from planner.core.measurement import DECODE
 from planner.core.model import ModelSpec, shape_sha256, shape_twin
 from planner.core.rates import CPU, Rate, Rates, gpu_key
 from planner.estimate.memory import gpu_shares
+from planner.estimate.rate_lookup import Found, rate_of
 from planner.estimate.typed_work import Part, attention, parts
-from planner.formats import ggml
 
 Terms = tuple[tuple[str, float, str], ...]
 
@@ -32,27 +31,9 @@ RATES_SIGMA = 0.045
 """The same from rates that serve any model."""
 MIXTURE_SIGMA = 0.12
 """Added for experts, whose kernels no slice that serves any model has."""
-UNMEASURED_SIGMA = 0.1
-"""Least that is added for a type whose neighbour's rate stands in."""
-THREADS_SIGMA = 0.05
-"""Added between two measured thread counts; beyond the largest it doubles."""
-BUSY_SIGMA = 0.15
-"""Added for a rate that was only measured while other programs had the cores."""
 LEAST_PROMPT = 32
 """Shorter prompts are read like tokens: llama.cpp copies no weights to a GPU for them, and kernels fill no tile."""
 _Z80 = 1.2816
-_FAMILY_DISTANCE = 0.5
-"""How much further a type of another family of kernels is, in factors e of bits per weight."""
-_CACHE = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A rate with what is not known about it."""
-
-    value: float
-    sigma: float
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,111 +99,15 @@ class _Machine:
             parts_ = [share / total for share in shares] if sum(shares) > 0 else [1 / len(used)] * len(used)
             self.gpus = [(gpu_key(gpu), share) for gpu, share in zip(used, parts_, strict=True) if share > 0]
 
-    def rate(self, work: str, type_: str, device: str, tokens: int = 0) -> _Found | None:
+    def rate(self, work: str, type_: str, device: str, tokens: int = 0) -> Found | None:
         """The rate of ``work`` for a tensor or KV type, from the nearest type where it was not measured."""
         threads = self.threads if device == CPU else 0
-        return _rate_of(self.rates, work, type_, device, threads, tokens)
+        return rate_of(self.rates, work, type_, device, threads, tokens)
 
     def seconds(self, work: str, device: str) -> float:
         """A time beside the rates; 0 where it was not measured."""
         found = self.rate(work, "", device)
         return found.value if found else 0.0
-
-
-_ByThreads = dict[int, Rate]
-
-
-@lru_cache(maxsize=_CACHE)
-def _rate_of(rates: Rates, work: str, type_: str, device: str, threads: int, tokens: int) -> _Found | None:
-    table = _table(rates, work, device, tokens)
-    if not table:
-        return None
-    nearest = type_ if type_ in table else min(table, key=lambda other: _distance(type_, other))
-    found = _at(table[nearest], table if _counts(table) > 1 else _growing(rates, device, tokens), threads)
-    if nearest == type_:
-        return found
-    logs = [log(points[count].value) for points in table.values() for count in points if count == max(points)]
-    sigma = sqrt(found.sigma**2 + max(UNMEASURED_SIGMA, pstdev(logs)) ** 2)
-    return _Found(found.value, sigma, f" (as {nearest})")
-
-
-def _table(rates: Rates, work: str, device: str, tokens: int) -> dict[str, _ByThreads]:
-    """Rates by type and threads, of the micro-batch nearest to ``tokens``; those of a busy machine only if all are."""
-    known = rates.of(work, device)
-    quiet = [rate for rate in known if not rate.busy] or known
-    table: dict[str, _ByThreads] = {}
-    for rate in quiet:
-        points = table.setdefault(rate.type, {})
-        before = points.get(rate.threads)
-        if before is None or _far(rate.tokens, tokens) < _far(before.tokens, tokens):
-            points[rate.threads] = rate
-    return table
-
-
-def _growing(rates: Rates, device: str, tokens: int) -> dict[str, _ByThreads]:
-    """What stands in for work that was measured with one thread count alone: matrix products, bound by the cores too."""
-    return _table(rates, kinds.PREFILL_WEIGHTS, device, tokens)
-
-
-def _counts(table: dict[str, _ByThreads]) -> int:
-    return max(len(points) for points in table.values())
-
-
-def _far(a: int, b: int) -> float:
-    return abs(log(max(a, 1) / max(b, 1)))
-
-
-@lru_cache(maxsize=256)
-def _distance(a: str, b: str) -> float:
-    """How unlike the kernels of two types are: bits per weight, and the family."""
-    try:
-        bits = [ggml.type_traits(name.upper()).bits_per_weight for name in (a, b)]
-    except Exception:  # noqa: BLE001 - a type that this build does not know is just far away
-        return 99.0
-    return abs(log(bits[0] / bits[1])) + _FAMILY_DISTANCE * (_family(a) != _family(b))
-
-
-def _family(type_: str) -> str:
-    upper = type_.upper()
-    if upper.startswith("IQ"):
-        return "IQ"
-    return "K" if upper.endswith("_K") else "F" if upper.startswith(("F", "B")) else "legacy"
-
-
-def _at(points: _ByThreads, table: dict[str, _ByThreads], threads: int) -> _Found:
-    """The rate at a thread count: measured, or from the nearest count and how others of ``table`` grow from it."""
-    exact = points.get(threads)
-    if exact is not None:
-        return _Found(exact.value, sqrt(exact.sigma**2 + (BUSY_SIGMA**2 if exact.busy else 0.0)))
-    nearest = points[min(points, key=lambda count: _far(count, threads))]
-    most = max(max(others) for others in (points, *table.values()))
-    sigma = THREADS_SIGMA * (2.0 if threads > most else 1.0)
-    return _Found(nearest.value * _growth(table, nearest.threads, threads), sqrt(nearest.sigma**2 + sigma**2))
-
-
-def _growth(table: dict[str, _ByThreads], known: int, asked: int) -> float:
-    """How much rates gain from ``known`` to ``asked`` threads: where types were measured with both, else on a curve."""
-    ratios = [points[asked].value / points[known].value for points in table.values() if {known, asked} <= set(points)]
-    if ratios:
-        return median(ratios)
-    curve = max(table.values(), key=len, default={})
-    if known <= 0 or asked <= 0 or not curve:
-        return 1.0
-    return _on_line(curve, asked) / _on_line(curve, known)
-
-
-def _on_line(points: _ByThreads, threads: int) -> float:
-    counts = sorted(points)
-    if threads >= counts[-1]:
-        return points[counts[-1]].value  # more threads than were tried: no gain is assumed
-    if threads <= counts[0]:
-        return points[counts[0]].value * threads / counts[0]
-    above = next(count for count in counts if count >= threads)
-    below = max(count for count in counts if count <= threads)
-    if above == below:
-        return points[above].value
-    share = log(threads / below) / log(above / below)
-    return exp((1 - share) * log(points[below].value) + share * log(points[above].value))
 
 
 def _from_rates(
@@ -270,7 +155,7 @@ class _Sum:
     squares: float
     terms: list[tuple[str, float, str]]
 
-    def add(self, name: str, amount: float, found: _Found | None) -> None:
+    def add(self, name: str, amount: float, found: Found | None) -> None:
         """``amount`` at a rate; a rate that was not measured leaves the sum unknown."""
         if amount <= 0:
             return
@@ -351,9 +236,7 @@ def _scaled(spent: _Spent, factor: float) -> _Spent:
     return _Spent(spent.seconds * factor, spent.deviation * factor, terms)
 
 
-def _copied_prefill(
-    model: ModelSpec, placement: Placement, machine: _Machine, host: Part, gpu: Part
-) -> _Spent | None:
+def _copied_prefill(model: ModelSpec, placement: Placement, machine: _Machine, host: Part, gpu: Part) -> _Spent | None:
     """All layers on the GPU, and the host's weights copied to it for each micro-batch (op offload)."""
     device, _ = machine.gpus[0]
     link = machine.rate(kinds.LINK, "", device)

@@ -53,7 +53,7 @@ class _Sums:
 
 
 def sums(model: ModelSpec, types: Sequence[str]) -> _Sums:
-    """Sums for ``model`` with one ggml type for each of its tensors; vectors are left out, as their cost is a layer's."""
+    """Sums for ``model`` with a ggml type for each of its tensors; vectors are left out, as their cost is a layer's."""
     count = model.n_layer
     tables: list[dict[str, list[float]]] = [{}, {}, {}, {}]
     last_bytes: ByType = {}
@@ -64,7 +64,11 @@ def sums(model: ModelSpec, types: Sequence[str]) -> _Sums:
         if len(tensor.shape) < 2:
             continue
         share = model.routed_fraction(tensor)
-        size, weights, layer = ggml.tensor_bytes(type_, tensor.shape) * share, tensor.element_count * share, tensor.layer
+        size, weights, layer = (
+            ggml.tensor_bytes(type_, tensor.shape) * share,
+            tensor.element_count * share,
+            tensor.layer,
+        )
         if layer is None:
             if tensor.name not in _LOOKED_UP or (tensor.name == _LOOKED_UP[0] and not has_output):
                 output[type_] = output.get(type_, 0.0) + size

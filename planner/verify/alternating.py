@@ -128,16 +128,3 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     low = int(at)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
-
-
-def alternate(pieces: Sequence[Piece], *, until: float, wanted: int = WANTED_SAMPLES) -> None:
-    """Sample the pieces by turns until each has ``wanted`` undisturbed samples or ``until`` (``perf_counter``) has come.
-
-    Each gets one sample however late it is.
-    """
-    while waiting := [piece for piece in pieces if len(piece.samples) < wanted]:
-        for piece in waiting:
-            if time.perf_counter() < until or not (piece.samples or piece.disturbed):
-                piece.sample()
-        if time.perf_counter() >= until:
-            return

@@ -1,4 +1,4 @@
-"""``python -m planner.verify.calibrate_child``: measure one device, asked and answered as ``execute/process.py`` says."""
+"""``python -m planner.verify.calibrate_child``: measure a device, asked as ``execute/process.py`` says."""
 
 from __future__ import annotations
 

@@ -82,9 +82,7 @@ def calibrate(options: CalibrateOptions, progress: Progress | None = None) -> Ca
     stamped = _stamped(found, here)
     with Store() as store:
         store.add_rates(stamped)
-    return Calibrated(
-        hardware=here, rates=stamped, seconds=seconds, notes=notes, best_threads=best_threads(stamped)
-    )
+    return Calibrated(hardware=here, rates=stamped, seconds=seconds, notes=notes, best_threads=best_threads(stamped))
 
 
 def _model(options: CalibrateOptions) -> ModelSpec | None:
@@ -173,7 +171,7 @@ def calibration_request(
     budget_types = _QUICK_TYPES if budget < 30 else _TYPES if budget < 120 else _THOROUGH_TYPES
     return CalibrationRequest(
         budget_seconds=budget,
-        threads=options.threads or thread_counts(here),
+        threads=options.threads or thread_counts(here)[: 2 if model else None],
         gpu=gpu,
         types=options.types or (("Q4_K_M",) if model else budget_types),
         kv_types=("f16",) if budget < 30 else ("f16", "q8_0"),
