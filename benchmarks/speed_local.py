@@ -107,7 +107,8 @@ def measure_whole(model: ModelSpec, type_: str, *, repack: bool) -> list[Observa
         for depth in (0, DEPTH):
             for threads in (2, 1):
                 piece = whole.reading(PROMPT, threads, depth)
-                alternate([piece], until=time.perf_counter() + (45 if large else 15), wanted=1 if large else 3)
+                piece.wanted = 1 if large else 3
+                alternate([piece], until=time.perf_counter() + (45 if large else 15))
                 found.append(seen_of(model, type_, threads, depth, PROMPT, piece))
             found += decode_by_turns(model, type_, whole, depth)
     return found
@@ -118,7 +119,9 @@ def decode_by_turns(model: ModelSpec, type_: str, whole: Any, depth: int) -> lis
     from planner.verify.alternating import alternate
 
     pieces = {threads: whole.decoding(threads, depth) for threads in (1, 2)}
-    alternate(list(pieces.values()), until=time.perf_counter() + 60, wanted=10)
+    for piece in pieces.values():
+        piece.wanted = 10
+    alternate(list(pieces.values()), until=time.perf_counter() + 60)
     return [seen_of(model, type_, threads, depth, 1, piece) for threads, piece in pieces.items()]
 
 

@@ -58,6 +58,22 @@ def rate_of(rates: Rates, work: str, type_: str, device: str, threads: int, toke
     return Found(found.value, sigma, f" (as {nearest})")
 
 
+def time_at(rates: Rates, work: str, times: list[Rate], device: str, threads: int) -> Found | None:
+    """A time of a model's own slices at a thread count; where it was not measured, as ``work`` grows with threads.
+
+    ``None`` where nothing tells how it would: rates for any model were not measured, or only with one thread count.
+    """
+    quiet = {time.threads: time for time in times if not time.busy}
+    if threads in quiet:
+        return Found(quiet[threads].value, quiet[threads].sigma)
+    table = _table(rates, work, device, 0)
+    if not quiet or not table or _counts(table) < 2:
+        return None
+    nearest = quiet[min(quiet, key=lambda count: _far(count, threads))]
+    gained = _growth(table, nearest.threads, threads)
+    return Found(nearest.value / gained, sqrt(nearest.sigma**2 + THREADS_SIGMA**2))
+
+
 def _table(rates: Rates, work: str, device: str, tokens: int) -> dict[str, _ByThreads]:
     """Rates by type and threads, of the micro-batch nearest to ``tokens``; those of a busy machine only if all are."""
     known = rates.of(work, device)

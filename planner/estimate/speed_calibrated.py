@@ -18,9 +18,9 @@ from planner.core.estimates import CALIBRATED, Prediction
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import DECODE
 from planner.core.model import ModelSpec, shape_sha256, shape_twin
-from planner.core.rates import CPU, Rate, Rates, gpu_key
+from planner.core.rates import CPU, Rates, gpu_key
 from planner.estimate.memory import gpu_shares
-from planner.estimate.rate_lookup import Found, rate_of
+from planner.estimate.rate_lookup import Found, rate_of, time_at
 from planner.estimate.typed_work import Part, attention, parts
 
 Terms = tuple[tuple[str, float, str], ...]
@@ -31,6 +31,8 @@ RATES_SIGMA = 0.045
 """The same from rates that serve any model."""
 MIXTURE_SIGMA = 0.12
 """Added for experts, whose kernels no slice that serves any model has."""
+NO_FLASH_SIGMA = 0.4
+"""Added to attention without flash attention. An assumption: slices are timed with it."""
 LEAST_PROMPT = 32
 """Shorter prompts are read like tokens: llama.cpp copies no weights to a GPU for them, and kernels fill no tile."""
 _Z80 = 1.2816
@@ -103,6 +105,13 @@ class _Machine:
         """The rate of ``work`` for a tensor or KV type, from the nearest type where it was not measured."""
         threads = self.threads if device == CPU else 0
         return rate_of(self.rates, work, type_, device, threads, tokens)
+
+    def attention(self, work: str, placement: Placement, device: str) -> Found | None:
+        """The rate of attention; without flash attention other kernels run, which no slice was timed with."""
+        found = self.rate(work, placement.kv_type, device)
+        if found is None or placement.flash_attention:
+            return found
+        return Found(found.value, sqrt(found.sigma**2 + NO_FLASH_SIGMA**2), found.note)
 
     def seconds(self, work: str, device: str) -> float:
         """A time beside the rates; 0 where it was not measured."""
@@ -195,9 +204,9 @@ def _add_decode_attention(
     total: _Sum, model: ModelSpec, placement: Placement, machine: _Machine, part: Part, device: str, share: float
 ) -> None:
     operations, size, _ = attention(shape_twin(model), part.layers, float(placement.depth), placement.kv_type)
-    where, kv_type = _short(device), placement.kv_type
-    by_operations = machine.rate(kinds.DECODE_ATTENTION, kv_type, device)
-    by_bytes = machine.rate(kinds.DECODE_CACHE, kv_type, device)
+    where = _short(device)
+    by_operations = machine.attention(kinds.DECODE_ATTENTION, placement, device)
+    by_bytes = machine.attention(kinds.DECODE_CACHE, placement, device)
     if operations and by_operations is None and by_bytes is None:
         total.missing = True
         return
@@ -222,7 +231,7 @@ def _prefill_part(
         found = machine.rate(kinds.DECODE_WEIGHTS, type_, device)
         total.add(f"{where}: last row in {type_}", size * share, found)
     operations, _, _ = attention(shape_twin(model), part.layers, prompt / 2, placement.kv_type)
-    rate = machine.rate(kinds.PREFILL_ATTENTION, placement.kv_type, device)
+    rate = machine.attention(kinds.PREFILL_ATTENTION, placement, device)
     total.add(f"{where}: attention", operations * prompt * share, rate)
     row = machine.seconds(kinds.ROW_SECONDS, device) * model.n_embd / 1000
     total.take(f"{where}: rows beside matrix products", row * prompt * part.layer_count * share)
@@ -267,7 +276,7 @@ def _from_model(
 ) -> _Spent | None:
     """From slices of this very model and file type, wholly on one device."""
     whole = not machine.gpus or (len(machine.gpus) == 1 and placement.gpu_layers >= model.offloadable_count)
-    if not whole or placement.cpu_expert_layers:
+    if not whole or placement.cpu_expert_layers or not placement.flash_attention:
         return None
     device = machine.gpus[0][0] if machine.gpus else CPU
     threads = 0 if machine.gpus else machine.threads
@@ -278,49 +287,51 @@ def _from_model(
     return work(model, variant, placement, machine.rates, device, threads)
 
 
-def _model_rate(
+def _model_time(
     rates: Rates, model: ModelSpec, work: str, type_: str, device: str, threads: int
-) -> tuple[Rate, float] | None:
-    """The time measured with just these threads, and its uncertainty."""
-    found = rates.with_type(work, type_, device, shape_sha256(model))
-    exact = [rate for rate in found if rate.threads == threads and not rate.busy]
-    return (exact[-1], exact[-1].sigma) if exact else None
+) -> tuple[Found, int] | None:
+    """A time of the model's slices, and the tokens of the prompt it is for."""
+    times = rates.with_type(work, type_, device, shape_sha256(model))
+    decodes = work in (kinds.MODEL_DECODE_LAYER, kinds.MODEL_DECODE_REST, kinds.MODEL_DECODE_CACHED)
+    like = kinds.DECODE_WEIGHTS if decodes else kinds.PREFILL_WEIGHTS
+    found = time_at(rates, like, times, device, threads)
+    return None if found is None else (found, times[-1].tokens)
 
 
 def _model_decode(
     model: ModelSpec, variant: Variant, placement: Placement, rates: Rates, device: str, threads: int
 ) -> _Spent | None:
-    layer = _model_rate(rates, model, kinds.MODEL_DECODE_LAYER, variant.type, device, threads)
-    rest = _model_rate(rates, model, kinds.MODEL_DECODE_REST, variant.type, device, threads)
-    cached = _model_rate(rates, model, kinds.MODEL_DECODE_CACHED, placement.kv_type, device, threads)
+    layer = _model_time(rates, model, kinds.MODEL_DECODE_LAYER, variant.type, device, threads)
+    rest = _model_time(rates, model, kinds.MODEL_DECODE_REST, variant.type, device, threads)
+    cached = _model_time(rates, model, kinds.MODEL_DECODE_CACHED, placement.kv_type, device, threads)
     seen = attention(shape_twin(model), (0, model.n_layer), float(placement.depth), placement.kv_type)[2]
     if layer is None or rest is None or (seen and cached is None):
         return None
     total = _Sum()
     total.take(f"{model.n_layer} layers", model.n_layer * layer[0].value)
     total.take("output and the rest", rest[0].value)
-    deviation = (model.n_layer * layer[0].value * layer[1]) ** 2
+    deviation = (model.n_layer * layer[0].value * layer[0].sigma) ** 2
     if seen and cached is not None:
         total.take("attention over the cache", seen * cached[0].value)
-        deviation += (seen * cached[0].value * cached[1]) ** 2
+        deviation += (seen * cached[0].value * cached[0].sigma) ** 2
     return _Spent(total.seconds, sqrt(deviation), tuple(total.terms))
 
 
 def _model_prefill(
     model: ModelSpec, variant: Variant, placement: Placement, rates: Rates, device: str, threads: int
 ) -> _Spent | None:
-    layer = _model_rate(rates, model, kinds.MODEL_PREFILL_LAYER, variant.type, device, threads)
-    rest = _model_rate(rates, model, kinds.MODEL_PREFILL_REST, variant.type, device, threads)
-    cached = _model_rate(rates, model, kinds.MODEL_PREFILL_CACHED, placement.kv_type, device, threads)
+    layer = _model_time(rates, model, kinds.MODEL_PREFILL_LAYER, variant.type, device, threads)
+    rest = _model_time(rates, model, kinds.MODEL_PREFILL_REST, variant.type, device, threads)
+    cached = _model_time(rates, model, kinds.MODEL_PREFILL_CACHED, placement.kv_type, device, threads)
     if layer is None or rest is None:
         return None
     prompt, total = max(1, placement.prompt_tokens), _Sum()
     total.take(f"{model.n_layer} layers", prompt * model.n_layer * layer[0].value)
     total.take("but the last feed-forward, and the output", prompt * rest[0].value)
-    beyond = max(0.0, (prompt - layer[0].tokens) / 2)  # attention within the measured prompt is in its time
+    beyond = max(0.0, (prompt - layer[1]) / 2)  # attention within the measured prompt is in its time
     seen = attention(shape_twin(model), (0, model.n_layer), beyond, placement.kv_type)[2]
-    deviation = (prompt * model.n_layer * layer[0].value * layer[1]) ** 2
+    deviation = (prompt * model.n_layer * layer[0].value * layer[0].sigma) ** 2
     if cached is not None:
         total.take("attention over the longer prompt", prompt * seen * cached[0].value)
-        deviation += (prompt * seen * cached[0].value * cached[1]) ** 2
+        deviation += (prompt * seen * cached[0].value * cached[0].sigma) ** 2
     return _Spent(total.seconds, sqrt(deviation), tuple(total.terms))

@@ -28,12 +28,14 @@ class Piece:
         work: does it once.
         before: brings the cache back to where it starts and sets the threads; not timed.
         threads: that should be busy; 0 where the host's do not matter.
+        wanted: good samples.
     """
 
     name: str
     work: Callable[[], None]
     before: Callable[[], None]
     threads: int = 0
+    wanted: int = WANTED_SAMPLES
     samples: list[float] = field(default_factory=list)
     """Seconds of one piece of work in each sample that was alone on the machine."""
     watched: list[float] = field(default_factory=list)
@@ -61,9 +63,11 @@ class Piece:
         """All samples."""
         return len(self.samples) + len(self.watched) + len(self.disturbed)
 
-    def has(self, wanted: int) -> bool:
+    @property
+    def done(self) -> bool:
         """Whether there are enough good samples."""
-        return len(self.samples) >= wanted or len(self.samples) + len(self.watched) >= _ENOUGH_WATCHED * wanted
+        kept = len(self.samples) + len(self.watched)
+        return len(self.samples) >= self.wanted or kept >= _ENOUGH_WATCHED * self.wanted
 
     @property
     def good(self) -> list[float]:
@@ -82,13 +86,13 @@ class Piece:
         return quantile(ordered, 0.25), quantile(ordered, 0.1), quantile(ordered, 0.9)
 
 
-def alternate(pieces: Sequence[Piece], *, until: float, wanted: int = WANTED_SAMPLES) -> None:
-    """Sample the pieces by turns until each has ``wanted`` good samples or ``until`` (``perf_counter``) has come.
+def alternate(pieces: Sequence[Piece], *, until: float) -> None:
+    """Sample the pieces by turns until each has its good samples or ``until`` (``perf_counter``) has come.
 
     Each gets one sample however late it is. Where other programs run, a sample waits for them for a while.
     """
     patience = _MOST_WAITING * max(0.0, until - time.perf_counter())
-    while waiting := [piece for piece in pieces if not piece.has(wanted)]:
+    while waiting := [piece for piece in pieces if not piece.done]:
         for piece in waiting:
             if time.perf_counter() < until or not piece.taken:
                 patience -= _wait_for_calm(min(patience, until - time.perf_counter()))

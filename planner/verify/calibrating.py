@@ -177,8 +177,8 @@ class Calibrating:
             case.piece.threads = busy
         return cases
 
-    def _time(self, cases: Sequence[_Case], until: float, wanted: int = 5) -> None:
-        alternate([case.piece for case in cases], until=until, wanted=wanted)
+    def _time(self, cases: Sequence[_Case], until: float) -> None:
+        alternate([case.piece for case in cases], until=until)
         for case in cases:
             self.observations.append(_observed(case))
 

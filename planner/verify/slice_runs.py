@@ -18,6 +18,8 @@ from planner.verify.alternating import Piece
 
 _BATCH = 2048
 _WARM_TOKENS = 2
+_PROMPTS_WANTED = 3
+"""A prompt lasts long enough to repeat within 1 % on a quiet machine."""
 _FIRST_TOKEN = 64
 """Above the control tokens."""
 
@@ -66,7 +68,8 @@ class Slice:
     def reading(self, tokens: int, threads: int, depth: int = 0) -> Piece:
         """A prompt of ``tokens`` after ``depth``."""
         before = lambda: self._ready(threads, depth)  # noqa: E731
-        return Piece(name="read", work=lambda: self.read(tokens), before=before, threads=threads)
+        work = lambda: self.read(tokens)  # noqa: E731
+        return Piece(name="read", work=work, before=before, threads=threads, wanted=_PROMPTS_WANTED)
 
     def _ready(self, threads: int, depth: int) -> None:
         self.context.set_threads(threads)
