@@ -14,7 +14,7 @@ from planner.core.devices import hardware_from_device
 from planner.core.estimates import CALIBRATED, FORMULA, MEASURED, Prediction
 from planner.core.measurement import DECODE, PREFILL, Calibration, Conditions, Measurement
 from planner.core.model import ModelSpec, shape_sha256
-from planner.core.rates import Rate, Rates, merged
+from planner.core.rates import Rate, Rates
 from planner.estimate import slices
 from planner.estimate.slice_rates import link_rates_of, model_rates_of, rates_of
 from planner.estimate.slices import CPU_KIT, GPU_KIT
@@ -248,12 +248,3 @@ def test_a_cut_has_the_mix_of_the_whole(name: str, type_: str) -> None:
 def per_layer(model: ModelSpec, types: tuple[str, ...]) -> float:
     pairs = zip(model.tensors, types, strict=True)
     return sum(ggml.tensor_bytes(k, t.shape) for t, k in pairs if t.layer is not None) / model.n_layer
-
-
-def test_merging_keeps_the_newer_but_not_a_busy_machines_over_a_quiet_ones() -> None:
-    quiet = Rate(work=kinds.DECODE_WEIGHTS, value=1.0, low=1.0, high=1.0, type="Q4_K", threads=1)
-    busy, newer = replace(quiet, value=0.5, busy=True), replace(quiet, value=1.1)
-    assert merged([quiet], [busy]) == (quiet,)
-    assert merged([busy], [quiet]) == (quiet,)
-    assert merged([quiet], [newer]) == (newer,)
-    assert set(merged([quiet], [replace(newer, threads=2)])) == {quiet, replace(newer, threads=2)}

@@ -147,9 +147,8 @@ def _plot(rates: tuple[Rate, ...], work: str, title: str) -> None:
         for rate in sorted((r for r in chosen if r.type == type_), key=lambda r: (r.threads, r.tokens)):
             name = f"{type_}{f', {rate.tokens} tokens' if rate.tokens and not rate.threads else ''}"
             low, high = _number(work, rate.low), _number(work, rate.high)
-            shown = f"{_number(work, rate.value)}{' busy' if rate.busy else ''}"
             bar = Bar(top, 0, rate.value, width=_BAR_WIDTH, color="cyan")
-            rows.add_row(name, str(rate.threads or ""), shown, f"{low}-{high}", bar)
+            rows.add_row(name, str(rate.threads or ""), _number(work, rate.value), f"{low}-{high}", bar)
     console().print(rows)
 
 

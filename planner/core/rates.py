@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import log
@@ -80,8 +79,6 @@ class Rate:
     model: str = ""
     model_sha256: str = ""
     """Fingerprint of the model's shape; empty for a rate that holds for any model."""
-    busy: bool = False
-    """Other programs took the cores in most samples, so the machine is faster than this."""
     hardware_identity: str = ""
     hardware_name: str = ""
     tool_version: str = ""
@@ -123,18 +120,3 @@ class Rates:
 
 
 NO_RATES = Rates()
-
-
-def merged(old: Iterable[Rate], new: Iterable[Rate]) -> tuple[Rate, ...]:
-    """``old`` with ``new`` in the place of those of the same case; a quiet machine's rate outlives a busy one's."""
-    table = {case_of(rate): rate for rate in old}
-    for rate in new:
-        before = table.get(case_of(rate))
-        if before is None or before.busy or not rate.busy:
-            table[case_of(rate)] = rate
-    return tuple(table.values())
-
-
-def case_of(rate: Rate) -> tuple[str, str, str, str, int, int, str]:
-    """What identifies a rate: of two with the same case the newer holds."""
-    return (rate.hardware_identity, rate.work, rate.device, rate.type, rate.threads, rate.tokens, rate.model_sha256)

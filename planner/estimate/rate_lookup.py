@@ -15,8 +15,6 @@ UNMEASURED_SIGMA = 0.1
 """Least that is added for a type whose neighbour's rate stands in."""
 THREADS_SIGMA = 0.05
 """Added between two measured thread counts; beyond the largest it doubles."""
-BUSY_SIGMA = 0.15
-"""Added for a rate that was only measured while other programs had the cores."""
 _FAMILY_DISTANCE = 0.5
 """How much further a type of another family of kernels is, in factors e of bits per weight."""
 _CACHE = 4096
@@ -63,23 +61,21 @@ def time_at(rates: Rates, work: str, times: list[Rate], device: str, threads: in
 
     ``None`` where nothing tells how it would: rates for any model were not measured, or only with one thread count.
     """
-    quiet = {time.threads: time for time in times if not time.busy}
-    if threads in quiet:
-        return Found(quiet[threads].value, quiet[threads].sigma)
+    known = {time.threads: time for time in times}
+    if threads in known:
+        return Found(known[threads].value, known[threads].sigma)
     table = _table(rates, work, device, 0)
-    if not quiet or not table or _counts(table) < 2:
+    if not known or not table or _counts(table) < 2:
         return None
-    nearest = quiet[min(quiet, key=lambda count: _far(count, threads))]
+    nearest = known[min(known, key=lambda count: _far(count, threads))]
     gained = _growth(table, nearest.threads, threads)
     return Found(nearest.value / gained, sqrt(nearest.sigma**2 + THREADS_SIGMA**2))
 
 
 def _table(rates: Rates, work: str, device: str, tokens: int) -> dict[str, _ByThreads]:
-    """Rates by type and threads, of the micro-batch nearest to ``tokens``; those of a busy machine only if all are."""
-    known = rates.of(work, device)
-    quiet = [rate for rate in known if not rate.busy] or known
+    """Rates by type and threads, of the micro-batch nearest to ``tokens``."""
     table: dict[str, _ByThreads] = {}
-    for rate in quiet:
+    for rate in rates.of(work, device):
         points = table.setdefault(rate.type, {})
         before = points.get(rate.threads)
         if before is None or _far(rate.tokens, tokens) < _far(before.tokens, tokens):
@@ -121,7 +117,7 @@ def _at(points: _ByThreads, table: dict[str, _ByThreads], threads: int) -> Found
     """The rate at a thread count: measured, or from the nearest count and how others of ``table`` grow from it."""
     exact = points.get(threads)
     if exact is not None:
-        return Found(exact.value, sqrt(exact.sigma**2 + (BUSY_SIGMA**2 if exact.busy else 0.0)))
+        return Found(exact.value, exact.sigma)
     nearest = points[min(points, key=lambda count: _far(count, threads))]
     most = max(max(others) for others in (points, *table.values()))
     sigma = THREADS_SIGMA * (2.0 if threads > most else 1.0)

@@ -46,7 +46,6 @@ class _Line:
     slope: float
     rest: float
     spread: float
-    busy: bool
 
 
 @dataclass(slots=True)
@@ -57,17 +56,16 @@ class _Table:
     kit: Kit
 
     def line(self, shape: str, type_: str, threads: int, tokens: int) -> _Line | None:
-        """Through the two slices of one shape; ``None`` where one is missing or it does not rise."""
+        """Through the two slices of one shape; ``None`` where one is missing or disturbed, or it does not rise."""
         found = [o for o in self._of(shape, type_, threads) if o.tokens == tokens and o.depth == 0]
         by_layers = {o.layers: o for o in found if o.gpu_layers is None}
         if len(by_layers) < 2:
             return None
         few, many = by_layers[min(by_layers)], by_layers[max(by_layers)]
         slope = (many.seconds - few.seconds) / (many.layers - few.layers)
-        if slope <= 0:
+        if slope <= 0 or not few.clean_count or not many.clean_count:
             return None
-        busy = not few.clean_count or not many.clean_count
-        return _Line(slope, many.seconds - many.layers * slope, log(many.high / many.low), busy)
+        return _Line(slope, many.seconds - many.layers * slope, log(many.high / many.low))
 
     def _of(self, shape: str, type_: str, threads: int) -> Iterable[Seen]:
         return (o for o in self.rows if (o.shape, o.type, o.threads) == (shape, type_, threads))
@@ -90,10 +88,10 @@ class _Table:
         return list(dict.fromkeys(o.type for o in self.rows if o.shape == shape))
 
 
-def _rate(work: str, value: float, spread: float = 0.0, *, busy: bool = False, **of: object) -> Rate:
+def _rate(work: str, value: float, spread: float = 0.0, **of: object) -> Rate:
     half = exp(spread / 2)
     low, high = sorted((value / half, value * half))
-    return Rate(work=work, value=value, low=low, high=high, busy=busy, **of)  # type: ignore[arg-type]
+    return Rate(work=work, value=value, low=low, high=high, **of)  # type: ignore[arg-type]
 
 
 def rates_of(observations: Sequence[Seen], kit: Kit, device: str = kinds.CPU) -> tuple[Rate, ...]:
@@ -143,7 +141,7 @@ def _layer_seconds(table: _Table, threads: int) -> float:
     """What a layer costs beside its weights: two widths of one type give both unknowns."""
     for type_ in table.types(table.kit.thin.name):
         wide, thin = (table.line(shape.name, type_, threads, 1) for shape in (table.kit.wide, table.kit.thin))
-        if wide and thin and not wide.busy and not thin.busy:
+        if wide and thin:
             large, small = (_one(table, shape, type_)[0] for shape in (table.kit.wide, table.kit.thin))
             per_byte = (wide.slope - thin.slope) / (large - small)
             return min(max(0.0, thin.slope - small * max(per_byte, 0.0)), _MOST_OVERHEAD * wide.slope)
@@ -155,7 +153,7 @@ def _row_seconds(table: _Table, threads: int, attention_flops: float | None) -> 
     tokens = table.kit.tokens
     for type_ in table.types(table.kit.narrow.name):
         lines = [table.line(shape.name, type_, threads, tokens) for shape in (table.kit.wide, table.kit.narrow)]
-        if all(line is not None and not line.busy for line in lines):
+        if all(line is not None for line in lines):
             (_, w_large, large), (_, w_small, small) = (
                 _one(table, shape, type_) for shape in (table.kit.wide, table.kit.narrow)
             )
@@ -183,7 +181,7 @@ def _decode_weights(table: _Table, type_: str, threads: int, layer: float, devic
     size, _, model = _one(table, table.kit.wide, type_)
     rate = size / max(line.slope - layer, _TINY)
     output = sum(sums(model, slices.pure_types(model, type_)).output_bytes.values())
-    made = _rate(kinds.DECODE_WEIGHTS, rate, line.spread, busy=line.busy, device=device, type=type_, threads=threads)
+    made = _rate(kinds.DECODE_WEIGHTS, rate, line.spread, device=device, type=type_, threads=threads)
     return made, line.rest - output / rate
 
 
@@ -208,7 +206,6 @@ def _prefill_weights(
             kinds.PREFILL_WEIGHTS,
             rate,
             line.spread,
-            busy=line.busy,
             device=device,
             type=type_,
             threads=threads,
@@ -332,11 +329,11 @@ def model_rates_of(
 def _model_times(table: _Table, type_: str, threads: int, of: dict[str, object]) -> list[Rate]:
     found: list[Rate] = []
     if line := table.line("model", type_, threads, 1):
-        found.append(_rate(kinds.MODEL_DECODE_LAYER, line.slope, line.spread, busy=line.busy, type=type_, **of))
-        found.append(_rate(kinds.MODEL_DECODE_REST, line.rest, busy=line.busy, type=type_, **of))
+        found.append(_rate(kinds.MODEL_DECODE_LAYER, line.slope, line.spread, type=type_, **of))
+        found.append(_rate(kinds.MODEL_DECODE_REST, line.rest, type=type_, **of))
     for tokens in sorted({o.tokens for o in table.rows if o.tokens > 1 and not o.depth}):
         if line := table.line("model", type_, threads, tokens):
-            made = {"busy": line.busy, "type": type_, "tokens": tokens, **of}
+            made = {"type": type_, "tokens": tokens, **of}
             found.append(_rate(kinds.MODEL_PREFILL_LAYER, line.slope / tokens, line.spread, **made))  # type: ignore[arg-type]
             found.append(_rate(kinds.MODEL_PREFILL_REST, line.rest / tokens, **made))  # type: ignore[arg-type]
     return found

@@ -14,7 +14,7 @@ from typing import Any
 from planner.core.codec import encode
 from planner.core.errors import InputError, QplanError
 from planner.core.measurement import Calibration, Conditions, Measurement
-from planner.core.rates import Rate, Rates, merged
+from planner.core.rates import Rate, Rates
 from planner.store import default_path
 from planner.store.schema import APPLICATION_ID, MIGRATIONS, VERSION
 
@@ -111,19 +111,14 @@ class Store:
             return tuple(_rate(row) for row in self._connection.execute(query, values).fetchall())
 
     def add_rates(self, rates: Iterable[Rate]) -> int:
-        """Keep ``rates``, all or none, in the place of those of the same case; returns how many hold now.
-
-        A rate of a quiet machine is not replaced by a busy one's.
+        """Keep ``rates``, all or none, in the place of those of the same case; returns how many.
 
         Raises:
             InputError: the file cannot be written.
         """
-        new = tuple(rates)
+        rows = [tuple(getattr(rate, name) for name in _RATE_COLUMNS) for rate in rates]
         names, marks = ", ".join(_RATE_COLUMNS), ", ".join("?" * len(_RATE_COLUMNS))
         with self._explained(), self._transaction():
-            old = [rate for machine in {rate.hardware_identity for rate in new} for rate in self.rates(machine)]
-            kept = set(merged(old, new))
-            rows = [tuple(getattr(rate, name) for name in _RATE_COLUMNS) for rate in new if rate in kept]
             self._connection.executemany(f"INSERT OR REPLACE INTO rate ({names}) VALUES ({marks})", rows)
         return len(rows)
 
@@ -231,7 +226,6 @@ def _rate(row: tuple[Any, ...]) -> Rate:
             values[name] = float(values[name])
     except (ValueError, TypeError) as error:
         raise sqlite3.DatabaseError(f"a row cannot be read: {error}") from None
-    values["busy"] = bool(values["busy"])
     return Rate(**values)
 
 

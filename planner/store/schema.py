@@ -45,7 +45,6 @@ MIGRATIONS: tuple[str, ...] = (
         value REAL NOT NULL,
         low REAL NOT NULL,
         high REAL NOT NULL,
-        busy INTEGER NOT NULL,
         hardware_name TEXT NOT NULL,
         tool_version TEXT NOT NULL,
         measured_at TEXT NOT NULL,

@@ -16,7 +16,7 @@ WANTED_SAMPLES = 5
 _ENOUGH_WATCHED = 3
 """So many times the wanted samples are enough where other programs run all the time on other cores."""
 _LOOK_SECONDS = 0.01
-_MOST_WAITING = 0.6
+_MOST_WAITING = 0.3
 """Share of the time that may go into waiting for a moment without other programs."""
 
 

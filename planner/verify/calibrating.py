@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import ceil
 
 from planner.core.errors import QplanError
@@ -25,15 +26,17 @@ from planner.verify.slice_runs import Slice, open_slice, seconds_to_read
 _ALL_LAYERS = 1 << 20
 _CHUNK = 64
 """Tokens of a prompt read at depth: what they take more than at the start is attention."""
+_LARGEST_PASS = 2048
+"""Tokens of the largest micro-batch that is timed on a GPU, where it decides how full the kernels are."""
 _CACHE_MULTIPLE = 1.5
 _MOST_FEW = 16
 _DEPTH_ROOM = 128
 _LEAST_STEP_SECONDS = 1.0
-_REFERENCE_TYPE = "Q4_K"
-_SMALLEST_WIDTH = 256
 
 Types = tuple[str, ...]
 Progress = Callable[[str, float], None]
+_Step = tuple[str, float, Callable[[float], None]]
+"""Name, weight in the budget, and what to do until a moment of ``perf_counter``."""
 
 
 @dataclass(slots=True)
@@ -88,39 +91,31 @@ class Calibrating:
             left_out=tuple(self.left_out),
         )
 
-    def _plain_steps(self) -> list[tuple[str, float, Callable[[float], None]]]:
-        kit, types = self.kit, self.request.types
-        first = types[0]
-        steps: list[tuple[str, float, Callable[[float], None]]] = [
-            (f"{first}, threads and depth", 2.5, lambda until: self._type(kit.wide, first, until, deep=True)),
-            ("attention", 1.0, lambda until: self._attention(kit.all_kv_heads, first, "f16", until)),
+    def _plain_steps(self) -> list[_Step]:
+        kit, (first, *others) = self.kit, self.request.types
+        steps: list[_Step] = [
+            (f"{first}, threads and depth", 2.5, partial(self._type, kit.wide, first, deep=True)),
+            ("attention", 1.0, partial(self._attention, kit.all_kv_heads, first, "f16")),
             ("overheads", 1.0, self._overheads),
-        ]
-        steps += [
-            (type_, 1.0, lambda until, type_=type_: self._type(kit.wide, type_, until))  # type: ignore[misc]
-            for type_ in types[1:]
+            *((type_, 1.0, partial(self._type, kit.wide, type_)) for type_ in others),
         ]
         for kv_type in self.request.kv_types:
-            if kv_type != "f16":
-                for shape in (kit.wide, kit.all_kv_heads):
-                    named = f"KV cache {kv_type}, {shape.head_count_kv} heads"
-                    step = lambda until, shape=shape, kv=kv_type: self._attention(shape, first, kv, until)  # type: ignore[misc]  # noqa: E731
-                    steps.append((named, 0.7, step))
+            for shape in (kit.wide, kit.all_kv_heads) if kv_type != "f16" else ():
+                name = f"KV cache {kv_type}, {shape.head_count_kv} heads"
+                steps.append((name, 0.7, partial(self._attention, shape, first, kv_type)))
         if self.request.gpu:
-            steps.append(("link", 1.0, lambda until: self._link(first, until)))
+            steps.append(("link", 1.0, partial(self._link, first)))
         return steps
 
-    def _model_steps(self) -> list[tuple[str, float, Callable[[float], None]]]:
+    def _model_steps(self) -> list[_Step]:
         from planner import models
         from planner.methods import gguf
 
         model = models.resolve(self.request.model or "")
-        steps: list[tuple[str, float, Callable[[float], None]]] = []
+        steps: list[_Step] = []
         for type_ in self.request.types:
-            variant = gguf.variant(type_, imatrix=self.request.imatrix)
-            types = gguf.tensor_types(model, variant)
-            step = lambda until, t=type_, types=types: self._model_type(model, t, types, until)  # type: ignore[misc]  # noqa: E731
-            steps.append((f"{model.name} as {type_}", 1.0, step))
+            types = gguf.tensor_types(model, gguf.variant(type_, imatrix=self.request.imatrix))
+            steps.append((f"{model.name} as {type_}", 1.0, partial(self._model_type, model, type_, types)))
         return steps
 
     def _pair(self, layer_bytes: float) -> tuple[int, int]:
@@ -137,7 +132,7 @@ class Calibrating:
                 threads=self.request.threads[0],
                 gpu_layers=_ALL_LAYERS if self.request.gpu else 0,
                 kv_type=kv_type,
-                ubatch=max(self.kit.tokens, 512),
+                ubatch=_LARGEST_PASS if self.request.gpu else self.kit.tokens,
                 repack=self.request.repack,
             )
         )
@@ -147,7 +142,7 @@ class Calibrating:
         one = slices.plain(shape, 1)
         few, many = self._pair(layer_bytes(one, slices.pure_types(one, type_)))
         tokens, threads = self.kit.tokens, self.request.threads if deep else self.request.threads[:2]
-        sizes = (tokens, 4 * tokens, 64) if deep and self.request.gpu else (tokens,)
+        sizes = (tokens, _LARGEST_PASS, _CHUNK) if deep and self.request.gpu else (tokens,)
         with ExitStack() as stack:
             opened = []
             for count in (few, many):

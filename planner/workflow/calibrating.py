@@ -173,7 +173,7 @@ def calibration_request(
         budget_seconds=budget,
         threads=options.threads or thread_counts(here)[: 2 if model else None],
         gpu=gpu,
-        types=options.types or (("Q4_K_M",) if model else budget_types),
+        types=options.types or ((model.file_type or "Q4_K_M",) if model else budget_types),
         kv_types=("f16",) if budget < 30 else ("f16", "q8_0"),
         model=options.model,
         imatrix=options.imatrix,
@@ -251,7 +251,7 @@ def best_threads(rates: tuple[Rate, ...]) -> int | None:
     """Thread count with the fastest decode of the type that was measured with the most counts."""
     by_type: dict[str, list[Rate]] = {}
     for rate in rates:
-        if rate.work in (kinds.DECODE_WEIGHTS, kinds.MODEL_DECODE_LAYER) and rate.device == kinds.CPU and not rate.busy:
+        if rate.work in (kinds.DECODE_WEIGHTS, kinds.MODEL_DECODE_LAYER) and rate.device == kinds.CPU:
             by_type.setdefault(rate.type, []).append(rate)
     most = max(by_type.values(), key=len, default=[])
     if len(most) < 2:
