@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planner.cli.options import Finite, json_option
-from planner.cli.output import console, escape, print_json, table
+from planner.cli.output import console, escape, print_json, short_rate, table
 from planner.core import rates as kinds
 from planner.core.errors import Exit, UsageError
 
@@ -79,10 +79,11 @@ def _calibrate(
         scale=scale,
     )
     with Watching() as watcher:
-        found = calibrating.calibrate(options, watcher.measuring())
+        found = calibrating.calibrate(options, watcher.measuring("calibrate"))
     if as_json:
         return _print(found.rates, as_json, found)
     _print(found.rates, as_json)
+    _curve(*calibrating.depth_curve(found, model, options.types[0] if model and options.types else None))
     _finish(found, model)
     return Exit.DONE
 
@@ -149,6 +150,19 @@ def _plot(rates: tuple[Rate, ...], work: str, title: str) -> None:
             low, high = _number(work, rate.low), _number(work, rate.high)
             bar = Bar(top, 0, rate.value, width=_BAR_WIDTH, color="cyan")
             rows.add_row(name, str(rate.threads or ""), _number(work, rate.value), f"{low}-{high}", bar)
+    console().print(rows)
+
+
+def _curve(title: str, points: tuple[tuple[int, float], ...]) -> None:
+    """Decode against the tokens in the cache."""
+    from rich.bar import Bar
+
+    if not points:
+        return
+    rows = table("cached tokens>", "decode t/s>", f"{title}, predicted from now on")
+    for depth, rate in points:
+        bar = Bar(max(value for _, value in points), 0, rate, width=2 * _BAR_WIDTH, color="green")
+        rows.add_row(f"{depth:,}", short_rate(rate), bar)
     console().print(rows)
 
 

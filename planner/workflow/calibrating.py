@@ -27,6 +27,8 @@ _TYPES = (*_QUICK_TYPES, "Q4_0", "Q5_K", "F16", "Q3_K", "IQ4_XS", "Q2_K", "Q5_0"
 _THOROUGH_TYPES = (*_TYPES, "BF16", "IQ3_S", "IQ4_NL", "Q4_1", "Q5_1", "IQ2_S", "IQ3_XXS", "MXFP4")
 _SHARE_OF_MEMORY = 0.6
 _LEAST_MEMORY_BYTES = 2 << 30
+EXAMPLE_MODEL, EXAMPLE_TYPE = "llama-3.1-8b", "Q4_K_M"
+"""What the curve of a calibration for any model is drawn for."""
 _CPU_SHARE = 0.5
 """Of the budget, on a machine with GPUs."""
 
@@ -258,6 +260,37 @@ def best_threads(rates: tuple[Rate, ...]) -> int | None:
         return None
     faster = (lambda r: r.value) if most[0].work == kinds.DECODE_WEIGHTS else (lambda r: -r.value)
     return max(most, key=faster).threads
+
+
+def depth_curve(
+    found: Calibrated, model_name: str | None, type_: str | None
+) -> tuple[str, tuple[tuple[int, float], ...]]:
+    """Decode against cached tokens as it is predicted from now on: (what for, (depth, tokens per second) …).
+
+    Of the model that was calibrated, else of one that fits most machines. Empty where the rates do not cover it.
+    """
+    from planner import models
+    from planner.core.candidate import Placement
+    from planner.core.measurement import DECODE
+    from planner.core.rates import Rates
+    from planner.estimate.speed_calibrated import predict
+    from planner.methods import gguf
+
+    model = models.resolve(model_name or EXAMPLE_MODEL)
+    variant = gguf.variant(type_ or model.file_type or EXAMPLE_TYPE, imatrix=False)
+    rates, points = Rates(found.rates), []
+    on_gpu = any(gpu_key(gpu) == rate.device for gpu in found.hardware.gpus[:1] for rate in found.rates)
+    for depth in (0, 512, 1024, 2048, 4096, 8192, 16384):
+        placement = Placement(
+            context=max(depth, 512),
+            depth=depth,
+            gpu_layers=model.offloadable_count if on_gpu else 0,
+            gpu_count=int(on_gpu),
+        )
+        guess = predict(model, variant, placement, found.hardware, rates, DECODE)
+        if guess is not None and depth < model.n_ctx_train:
+            points.append((depth, guess.value))
+    return f"{model.name} as {variant.type}", tuple(points)
 
 
 def stored_rates(*, all_machines: bool = False) -> tuple[Rate, ...]:
