@@ -23,7 +23,9 @@ class Law:
     flops: dict[str, float]
     attention_flops: float = 9e9
     cache_bytes_per_second: float = 4e9
-    prompt_attention_flops: float = 3e10
+    scores_per_second: float = 2e9
+    prompt_attention_flops: float = 5e10
+    prompt_scores_per_second: float = 1e9
     layer: float = 2e-5
     token: float = 1e-4
     row: float = 1e-5
@@ -33,8 +35,9 @@ class Law:
         """Seconds of a token."""
         host, _ = split(sums(model, types), model.n_layer, model.n_layer, False, 0)
         weights = sum(size / self.bytes_per_second[type_] for type_, size in host.token_bytes.items())
-        operations, size, _ = attention(model, (0, model.n_layer), float(depth), kv_type)
-        seen = operations / self.attention_flops + size / self.cache_bytes_per_second
+        one = attention(model, (0, model.n_layer), float(depth), kv_type)
+        seen = one.operations / self.attention_flops + one.cache_bytes / self.cache_bytes_per_second
+        seen += one.scores / self.scores_per_second
         return (weights + seen) / threads + model.n_layer * self.layer + self.token
 
     def prefill(self, model: ModelSpec, types: Sequence[str], threads: int, tokens: int, depth: int = 0) -> float:
@@ -42,9 +45,10 @@ class Law:
         host, _ = split(sums(model, types), model.n_layer, model.n_layer, False, 0)
         products = sum(2 * tokens * weights / self.flops[type_] for type_, weights in host.prompt_weights.items())
         once = sum(size / self.bytes_per_second[type_] for type_, size in host.row_bytes.items())
-        seen = attention(model, (0, model.n_layer), depth + tokens / 2, "f16")[0]
+        one = attention(model, (0, model.n_layer), depth + tokens / 2, "f16")
+        seen = one.operations / self.prompt_attention_flops + one.scores / self.prompt_scores_per_second
         rows = self.row * tokens * model.n_layer * model.n_embd / 1000
-        return (products + once + tokens * seen / self.prompt_attention_flops) / threads + rows + self.pass_
+        return (products + once + tokens * seen) / threads + rows + self.pass_
 
 
 def observed(shape: str, layers: int, type_: str, threads: int, seconds: float, **more: int) -> Observation:
@@ -75,7 +79,7 @@ def slices_of(law: Law, types: Sequence[str], threads: Sequence[int]) -> list[Ob
                 read = law.prefill(spec, pure, count, kit.tokens)
                 found.append(observed(shape.name, layers, type_, count, decode))
                 found.append(observed(shape.name, layers, type_, count, read, tokens=kit.tokens))
-        for shape in (kit.wide, kit.all_kv_heads):
+        for shape in kit.attention:
             spec = slices.plain(shape, FEW)
             pure = slices.pure_types(spec, types[0])
             for depth in (DEPTH, 0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from math import exp, log
 from statistics import median
 from typing import Protocol
@@ -16,6 +17,8 @@ from planner.estimate.slices import Kit
 from planner.estimate.typed_work import attention, split, sums
 
 _TINY = 1e-12
+_EQUAL = 1e-9
+_SINGULAR = 1e-9
 _MOST_OVERHEAD = 0.6
 """Share of a wide layer that may be its overhead: more is noise, even where launches bound a fast GPU."""
 _LEAST_COST = 1e-18
@@ -57,8 +60,9 @@ class _Table:
 
     def line(self, shape: str, type_: str, threads: int, tokens: int) -> _Line | None:
         """Through the two slices of one shape; ``None`` where one is missing or disturbed, or it does not rise."""
-        found = [o for o in self._of(shape, type_, threads) if o.tokens == tokens and o.depth == 0]
-        by_layers = {o.layers: o for o in found if o.gpu_layers is None}
+        found = [o for o in self._of(shape, type_, threads) if o.tokens == tokens and not o.depth]
+        found = [o for o in found if o.gpu_layers is None and o.kv_type == "f16"]
+        by_layers = {o.layers: o for o in sorted(found, key=lambda o: o.clean_count)}  # the surest of a case holds
         if len(by_layers) < 2:
             return None
         few, many = by_layers[min(by_layers)], by_layers[max(by_layers)]
@@ -71,13 +75,15 @@ class _Table:
         return (o for o in self.rows if (o.shape, o.type, o.threads) == (shape, type_, threads))
 
     def deep(self, shape: str, kv_type: str, threads: int, chunk: bool) -> tuple[Seen, Seen] | None:
-        """The same slice at depth and with an empty cache."""
+        """The same slice at depth and with an empty cache; ``None`` where one is missing or was disturbed."""
         found = [o for o in self.rows if (o.shape, o.threads, o.kv_type) == (shape, threads, kv_type)]
-        below = [o for o in found if o.depth and (o.tokens > 1) == chunk]
+        below = [o for o in found if o.depth and (o.tokens > 1) == chunk and o.clean_count]
         if not below:
             return None
-        start = [o for o in found if not o.depth and (o.tokens, o.layers) == (below[-1].tokens, below[-1].layers)]
-        return (below[-1], start[-1]) if start else None
+        deep = below[-1]
+        start = [o for o in found if not o.depth and (o.tokens, o.layers) == (deep.tokens, deep.layers)]
+        surest = max(start, key=lambda o: o.clean_count, default=None)
+        return (deep, surest) if surest is not None and surest.clean_count else None
 
     def threads(self) -> list[int]:
         """Thread counts that were measured."""
@@ -86,6 +92,19 @@ class _Table:
     def types(self, shape: str) -> list[str]:
         """Tensor types measured on a shape, in that order."""
         return list(dict.fromkeys(o.type for o in self.rows if o.shape == shape))
+
+
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """Seconds per unit of attention's work."""
+
+    by_work: dict[str, float]
+
+    def seen_seconds(self, model: ModelSpec, tokens: int) -> float:
+        """Attention of one layer per token of a prompt of ``tokens``, from an empty cache."""
+        one = attention(model, (0, 1), tokens / 2, "f16")
+        amounts = zip(_PREFILL_WORKS, (one.operations, one.cache_bytes, one.scores), strict=True)
+        return sum(amount * self.by_work.get(work, 0.0) for work, amount in amounts)
 
 
 def _rate(work: str, value: float, spread: float = 0.0, **of: object) -> Rate:
@@ -106,8 +125,8 @@ def rates_of(observations: Sequence[Seen], kit: Kit, device: str = kinds.CPU) ->
 def _of_threads(table: _Table, threads: int, device: str) -> list[Rate]:
     cached = _attention_rates(table, threads, device)
     layer = _layer_seconds(table, threads)
-    flops = next((r.value for r in cached if r.work == kinds.PREFILL_ATTENTION and r.type == "f16"), None)
-    row = _row_seconds(table, threads, flops)
+    costs = _Costs({r.work: 1 / r.value for r in cached if r.type == "f16"})
+    row = _row_seconds(table, threads, costs)
     found = [*cached]
     rests: list[float] = []
     passes: list[float] = []
@@ -118,7 +137,7 @@ def _of_threads(table: _Table, threads: int, device: str) -> list[Rate]:
         rate, rest = made
         found.append(rate)
         rests.append(rest)
-        for prompt in _prefill_weights(table, type_, threads, row, flops, rate.value, device):
+        for prompt in _prefill_weights(table, type_, threads, row, costs, rate.value, device):
             found.append(prompt[0])
             passes.append(prompt[1])
     if rests:
@@ -148,7 +167,7 @@ def _layer_seconds(table: _Table, threads: int) -> float:
     return 0.0
 
 
-def _row_seconds(table: _Table, threads: int, attention_flops: float | None) -> float:
+def _row_seconds(table: _Table, threads: int, costs: _Costs) -> float:
     """What a layer costs beside its weights per token and 1000 values of the hidden state."""
     tokens = table.kit.tokens
     for type_ in table.types(table.kit.narrow.name):
@@ -158,7 +177,7 @@ def _row_seconds(table: _Table, threads: int, attention_flops: float | None) -> 
                 _one(table, shape, type_) for shape in (table.kit.wide, table.kit.narrow)
             )
             wide, narrow = (
-                line.slope / tokens - _seen_seconds(model, tokens, attention_flops)
+                line.slope / tokens - costs.seen_seconds(model, tokens)
                 for line, model in zip(lines, (large, small), strict=True)
                 if line is not None
             )
@@ -167,11 +186,6 @@ def _row_seconds(table: _Table, threads: int, attention_flops: float | None) -> 
             width = (small.n_embd - ratio * large.n_embd) / 1000
             return min(max(0.0, rest / width), 0.15 * wide / (large.n_embd / 1000)) if width > 0 else 0.0
     return 0.0
-
-
-def _seen_seconds(model: ModelSpec, tokens: int, flops: float | None) -> float:
-    """Attention of one layer per token of a prompt of ``tokens``, from an empty cache."""
-    return attention(model, (0, 1), tokens / 2, "f16")[0] / flops if flops else 0.0
 
 
 def _decode_weights(table: _Table, type_: str, threads: int, layer: float, device: str) -> tuple[Rate, float] | None:
@@ -186,7 +200,7 @@ def _decode_weights(table: _Table, type_: str, threads: int, layer: float, devic
 
 
 def _prefill_weights(
-    table: _Table, type_: str, threads: int, row: float, flops: float | None, decode_rate: float, device: str
+    table: _Table, type_: str, threads: int, row: float, costs: _Costs, decode_rate: float, device: str
 ) -> list[tuple[Rate, float]]:
     """Rate for each prompt length measured, with what a pass costs beside: the intercept of the line."""
     _, weights, model = _one(table, table.kit.wide, type_)
@@ -197,7 +211,7 @@ def _prefill_weights(
         line = table.line(table.kit.wide.name, type_, threads, tokens)
         if line is None:
             continue
-        rest = row * model.n_embd / 1000 + _seen_seconds(model, tokens, flops)
+        rest = row * model.n_embd / 1000 + costs.seen_seconds(model, tokens)
         rate = 2 * weights / max(line.slope / tokens - rest, _TINY)
         skipped = weights - sum(whole.prompt_weights.values())
         once = sum(whole.row_bytes.values()) / decode_rate
@@ -218,65 +232,76 @@ def _prefill_weights(
 def _attention_rates(table: _Table, threads: int, device: str) -> list[Rate]:
     found: list[Rate] = []
     for kv_type in dict.fromkeys(o.kv_type for o in table.rows if o.depth):
-        found += _decode_attention(table, kv_type, threads, device)
-        rate = _prefill_attention(table, kv_type, threads, device)
-        found += [rate] if rate else []
+        for chunk, works in ((False, _DECODE_WORKS), (True, _PREFILL_WORKS)):
+            found += _attention_costs(table, kv_type, threads, device, chunk, works)
     return found
 
 
-def _decode_attention(table: _Table, kv_type: str, threads: int, device: str) -> list[Rate]:
-    """Operations and bytes from two shapes with equal arithmetic and unequal caches."""
-    per_op = []
-    for shape in (table.kit.wide, table.kit.all_kv_heads):
-        pair = table.deep(shape.name, kv_type, threads, chunk=False)
-        if pair is None or not pair[0].clean_count or not pair[1].clean_count:
+_DECODE_WORKS = (kinds.DECODE_ATTENTION, kinds.DECODE_CACHE, kinds.DECODE_SCORES)
+_PREFILL_WORKS = (kinds.PREFILL_ATTENTION, kinds.PREFILL_CACHE, kinds.PREFILL_SCORES)
+
+
+def _attention_costs(
+    table: _Table, kv_type: str, threads: int, device: str, chunk: bool, works: tuple[str, str, str]
+) -> list[Rate]:
+    """Costs of operations, bytes and scores from shapes that differ in them; fewer costs from fewer shapes."""
+    rows, spread, depth = [], 0.0, 0
+    for shape in table.kit.attention:
+        pair = table.deep(shape.name, kv_type, threads, chunk)
+        if pair is None or pair[0].seconds <= pair[1].seconds:
             continue
-        added = (pair[0].seconds - pair[1].seconds) / pair[0].layers
-        operations, size, _ = attention(slices.plain(shape, 1), (0, 1), pair[0].depth, kv_type)
-        spread = log(pair[0].high / pair[0].low)
-        if added > 0:
-            per_op.append((added, operations, size, spread, pair[0].depth))
-    if not per_op:
-        return []
-    per_operation, per_byte = _two_costs(per_op)
-    spread, depth = max(row[3] for row in per_op), per_op[0][4]
-    made = [(kinds.DECODE_ATTENTION, per_operation), (kinds.DECODE_CACHE, per_byte)]
+        deep, start = pair
+        one = attention(slices.plain(shape, 1), (0, 1), deep.depth, kv_type)
+        seconds = (deep.seconds - start.seconds) / (deep.layers * deep.tokens)
+        rows.append((seconds, (one.operations, one.cache_bytes, one.scores)))
+        spread, depth = max(spread, log(deep.high / deep.low)), deep.depth
+    costs = nonnegative_costs(rows)
     return [
         _rate(work, 1 / cost, spread, device=device, type=kv_type, threads=threads, depth=depth)
-        for work, cost in made
+        for work, cost in zip(works, costs, strict=True)
         if cost > _LEAST_COST
     ]
 
 
-def _two_costs(rows: Sequence[tuple[float, float, float, float, int]]) -> tuple[float, float]:
-    """Seconds per operation and per byte, neither negative, that give the times of one or two rows."""
-    (t1, o1, b1, *_), *others = rows
-    if others:
-        t2, o2, b2, *_ = others[0]
-        determinant = o1 * b2 - o2 * b1
-        if determinant:
-            per_operation, per_byte = (t1 * b2 - t2 * b1) / determinant, (o1 * t2 - o2 * t1) / determinant
-            if per_operation >= 0 and per_byte >= 0:
-                return per_operation, per_byte
-            if per_operation < 0:
-                return 0.0, (t1 + t2) / (b1 + b2)
-            return (t1 + t2) / (o1 + o2), 0.0
-    return t1 / o1, 0.0
+def nonnegative_costs(rows: Sequence[tuple[float, tuple[float, float, float]]]) -> tuple[float, float, float]:
+    """Costs per unit, none negative, whose sums come nearest to the times, each relative to itself.
+
+    Args:
+        rows: seconds, and the amounts of three kinds of work done in them. With fewer rows than kinds the first kinds
+            are charged.
+    """
+    scaled = [tuple(amount / seconds for amount in amounts) for seconds, amounts in rows]
+    best, least = (0.0, 0.0, 0.0), float("inf")
+    for size in range(min(3, len(rows)), 0, -1):
+        for chosen in combinations(range(3), size):
+            solved = _least_squares([[row[i] for i in chosen] for row in scaled])
+            if solved is None or min(solved) < 0:
+                continue
+            costs = tuple(solved[chosen.index(i)] if i in chosen else 0.0 for i in range(3))
+            error = sum((sum(c * a for c, a in zip(costs, row, strict=True)) - 1) ** 2 for row in scaled)
+            if error < least - _EQUAL:
+                best, least = (costs[0], costs[1], costs[2]), error
+    return best
 
 
-def _prefill_attention(table: _Table, kv_type: str, threads: int, device: str) -> Rate | None:
-    done = spent = spread = 0.0
-    for shape in (table.kit.wide, table.kit.all_kv_heads):
-        pair = table.deep(shape.name, kv_type, threads, chunk=True)
-        if pair and pair[0].clean_count and pair[1].clean_count and pair[0].seconds > pair[1].seconds:
-            done += (
-                pair[0].tokens * pair[0].layers * attention(slices.plain(shape, 1), (0, 1), pair[0].depth, kv_type)[0]
-            )
-            spent += pair[0].seconds - pair[1].seconds
-            spread = max(spread, log(pair[0].high / pair[0].low))
-    if not spent:
-        return None
-    return _rate(kinds.PREFILL_ATTENTION, done / spent, spread, device=device, type=kv_type, threads=threads)
+def _least_squares(rows: Sequence[Sequence[float]]) -> list[float] | None:
+    """The solution of ``rows · x = 1`` with the least error, by normal equations; ``None`` where there is none."""
+    size = len(rows[0])
+    scale = [max(abs(row[i]) for row in rows) or 1.0 for i in range(size)]
+    unit = [[row[i] / scale[i] for i in range(size)] for row in rows]
+    table = [
+        [sum(row[i] * row[j] for row in unit) for j in range(size)] + [sum(row[i] for row in unit)] for i in range(size)
+    ]
+    for i in range(size):
+        pivot = max(range(i, size), key=lambda k: abs(table[k][i]))
+        table[i], table[pivot] = table[pivot], table[i]
+        if abs(table[i][i]) < _SINGULAR:
+            return None
+        for k in range(size):
+            if k != i:
+                factor = table[k][i] / table[i][i]
+                table[k] = [a - factor * b for a, b in zip(table[k], table[i], strict=True)]
+    return [table[i][size] / table[i][i] / scale[i] for i in range(size)]
 
 
 def link_rates_of(observations: Sequence[Seen], kit: Kit, device: str, host_rates: Sequence[Rate]) -> tuple[Rate, ...]:
@@ -344,7 +369,7 @@ def _model_attention(table: _Table, type_: str, threads: int, of: dict[str, obje
     for kv_type in dict.fromkeys(o.kv_type for o in table.rows if o.depth):
         for chunk, work in ((False, kinds.MODEL_DECODE_CACHED), (True, kinds.MODEL_PREFILL_CACHED)):
             pair = table.deep("model", kv_type, threads, chunk)
-            if pair and pair[0].clean_count and pair[1].clean_count and pair[0].seconds > pair[1].seconds:
+            if pair and pair[0].seconds > pair[1].seconds:
                 deep, start = pair
                 seconds = (deep.seconds - start.seconds) / (deep.layers * deep.depth * deep.tokens)
                 spread = log(deep.high / deep.low)

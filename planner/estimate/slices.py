@@ -39,11 +39,13 @@ THIN = Shape(name="thin", n_embd=256, n_ff=256, head_count=2, head_count_kv=2)
 """Hardly any weights: barriers and launches are all of its time."""
 ALL_KV_HEADS = Shape(name="all-kv-heads", n_embd=2048, n_ff=5632, head_count=16, head_count_kv=16)
 """The arithmetic of WIDE's attention over four times the KV cache: tells operations from bytes."""
+SHORT_HEADS = Shape(name="short-heads", n_embd=2048, n_ff=5632, head_count=32, head_count_kv=8, head_dim=64)
+"""The arithmetic and the cache of WIDE in twice as many heads."""
 WIDE_GPU = Shape(name="wide-gpu", n_embd=4096, n_ff=14336, head_count=32, head_count_kv=8)
 """For a GPU, whose kernels reach their speed on wide matrices only: the layers of Llama 3 8B."""
 NARROW_GPU = Shape(name="narrow-gpu", n_embd=2048, n_ff=7168, head_count=16, head_count_kv=4)
 ALL_KV_HEADS_GPU = Shape(name="all-kv-heads-gpu", n_embd=4096, n_ff=14336, head_count=32, head_count_kv=32)
-SHAPES = {s.name: s for s in (WIDE, NARROW, THIN, ALL_KV_HEADS, WIDE_GPU, NARROW_GPU, ALL_KV_HEADS_GPU)}
+SHORT_HEADS_GPU = Shape(name="short-heads-gpu", n_embd=4096, n_ff=14336, head_count=64, head_count_kv=16, head_dim=64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +56,25 @@ class Kit:
     narrow: Shape
     thin: Shape
     all_kv_heads: Shape
+    short_heads: Shape
     tokens: int
     """Of the prompt that is read: on a GPU llama.cpp's default micro-batch."""
 
+    @property
+    def attention(self) -> tuple[Shape, Shape, Shape]:
+        """Shapes whose attention differs in arithmetic, bytes and heads."""
+        return self.wide, self.all_kv_heads, self.short_heads
 
-CPU_KIT = Kit(wide=WIDE, narrow=NARROW, thin=THIN, all_kv_heads=ALL_KV_HEADS, tokens=128)
-GPU_KIT = Kit(wide=WIDE_GPU, narrow=NARROW_GPU, thin=THIN, all_kv_heads=ALL_KV_HEADS_GPU, tokens=512)
+
+CPU_KIT = Kit(wide=WIDE, narrow=NARROW, thin=THIN, all_kv_heads=ALL_KV_HEADS, short_heads=SHORT_HEADS, tokens=128)
+GPU_KIT = Kit(
+    wide=WIDE_GPU,
+    narrow=NARROW_GPU,
+    thin=THIN,
+    all_kv_heads=ALL_KV_HEADS_GPU,
+    short_heads=SHORT_HEADS_GPU,
+    tokens=512,
+)
 
 
 def plain(shape: Shape, layers: int) -> ModelSpec:
@@ -164,5 +179,6 @@ def scaled(kit: Kit, factor: float) -> Kit:
         narrow=narrower(kit.narrow),
         thin=kit.thin,
         all_kv_heads=narrower(kit.all_kv_heads),
+        short_heads=narrower(kit.short_heads),
         tokens=max(32, round(kit.tokens * factor)),
     )

@@ -21,7 +21,7 @@ from planner.core.model import ModelSpec, shape_sha256, shape_twin
 from planner.core.rates import CPU, Rates, gpu_key
 from planner.estimate.memory import gpu_shares
 from planner.estimate.rate_lookup import Found, rate_of, time_at
-from planner.estimate.typed_work import Part, attention, parts
+from planner.estimate.typed_work import Attention, Part, attention, parts
 
 Terms = tuple[tuple[str, float, str], ...]
 
@@ -203,17 +203,29 @@ def _decode_part(
 def _add_decode_attention(
     total: _Sum, model: ModelSpec, placement: Placement, machine: _Machine, part: Part, device: str, share: float
 ) -> None:
-    operations, size, _ = attention(shape_twin(model), part.layers, float(placement.depth), placement.kv_type)
-    where = _short(device)
-    by_operations = machine.attention(kinds.DECODE_ATTENTION, placement, device)
-    by_bytes = machine.attention(kinds.DECODE_CACHE, placement, device)
-    if operations and by_operations is None and by_bytes is None:
+    one = attention(shape_twin(model), part.layers, float(placement.depth), placement.kv_type)
+    works = (kinds.DECODE_ATTENTION, kinds.DECODE_CACHE, kinds.DECODE_SCORES)
+    _add_attention(total, placement, machine, device, share, one, works)
+
+
+def _add_attention(
+    total: _Sum,
+    placement: Placement,
+    machine: _Machine,
+    device: str,
+    amount: float,
+    one: Attention,
+    works: tuple[str, str, str],
+) -> None:
+    """``amount`` times the attention of one token; a machine may have no cost for some kinds of its work."""
+    found = [machine.attention(work, placement, device) for work in works]
+    if one.operations and not any(found):
         total.missing = True
         return
-    if by_operations is not None:
-        total.add(f"{where}: attention", operations * share, by_operations)
-    if by_bytes is not None:
-        total.add(f"{where}: KV cache read", size * share, by_bytes)
+    names = ("attention", "KV cache read", "attention's scores")
+    for name, size, rate in zip(names, (one.operations, one.cache_bytes, one.scores), found, strict=True):
+        if rate is not None:
+            total.add(f"{_short(device)}: {name}", size * amount, rate)
 
 
 def _prefill_part(
@@ -230,9 +242,9 @@ def _prefill_part(
     for type_, size in part.row_bytes.items():
         found = machine.rate(kinds.DECODE_WEIGHTS, type_, device)
         total.add(f"{where}: last row in {type_}", size * share, found)
-    operations, _, _ = attention(shape_twin(model), part.layers, prompt / 2, placement.kv_type)
-    rate = machine.attention(kinds.PREFILL_ATTENTION, placement, device)
-    total.add(f"{where}: attention", operations * prompt * share, rate)
+    one = attention(shape_twin(model), part.layers, prompt / 2, placement.kv_type)
+    works = (kinds.PREFILL_ATTENTION, kinds.PREFILL_CACHE, kinds.PREFILL_SCORES)
+    _add_attention(total, placement, machine, device, prompt * share, one, works)
     row = machine.seconds(kinds.ROW_SECONDS, device) * model.n_embd / 1000
     total.take(f"{where}: rows beside matrix products", row * prompt * part.layer_count * share)
     passes = -(-prompt // max(1, min(placement.ubatch, placement.batch)))
@@ -304,7 +316,7 @@ def _model_decode(
     layer = _model_time(rates, model, kinds.MODEL_DECODE_LAYER, variant.type, device, threads)
     rest = _model_time(rates, model, kinds.MODEL_DECODE_REST, variant.type, device, threads)
     cached = _model_time(rates, model, kinds.MODEL_DECODE_CACHED, placement.kv_type, device, threads)
-    seen = attention(shape_twin(model), (0, model.n_layer), float(placement.depth), placement.kv_type)[2]
+    seen = attention(shape_twin(model), (0, model.n_layer), float(placement.depth), placement.kv_type).cached
     if layer is None or rest is None or (seen and cached is None):
         return None
     total = _Sum()
@@ -329,7 +341,7 @@ def _model_prefill(
     total.take(f"{model.n_layer} layers", prompt * model.n_layer * layer[0].value)
     total.take("but the last feed-forward, and the output", prompt * rest[0].value)
     beyond = max(0.0, (prompt - layer[1]) / 2)  # attention within the measured prompt is in its time
-    seen = attention(shape_twin(model), (0, model.n_layer), beyond, placement.kv_type)[2]
+    seen = attention(shape_twin(model), (0, model.n_layer), beyond, placement.kv_type).cached
     deviation = (prompt * model.n_layer * layer[0].value * layer[0].sigma) ** 2
     if cached is not None:
         total.take("attention over the longer prompt", prompt * seen * cached[0].value)

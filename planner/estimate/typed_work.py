@@ -150,16 +150,30 @@ def parts(model: ModelSpec, variant: Variant, placement: Placement) -> tuple[Par
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """What one token makes of the cache."""
+
+    operations: float
+    """A multiply-add counted as two: queries with keys, weights with values."""
+    cache_bytes: float
+    scores: float
+    """Heads × cached tokens."""
+    cached: float
+    """Layers × cached tokens."""
+
+
 @lru_cache(maxsize=4096)
-def attention(model: ModelSpec, layers: tuple[int, int], depth: float, kv_type: str) -> tuple[float, float, float]:
-    """Attention of one token at ``depth``: (operations, bytes of the KV cache, layers × cached tokens seen)."""
+def attention(model: ModelSpec, layers: tuple[int, int], depth: float, kv_type: str) -> Attention:
+    """Attention of one token at ``depth`` in the layers from the first of ``layers`` to before the second."""
     traits = ggml.type_traits(kv_type.upper())
-    operations = values = seen_total = 0.0
+    operations = values = scores = seen_total = 0.0
     for layer in model.attention[layers[0] : layers[1]]:
         if layer.kind not in ("full", "sliding"):
             continue
         seen = min(depth, layer.window) if layer.window and layer.kind == "sliding" else depth
         operations += 2.0 * seen * layer.head_count * (layer.k_dim + (layer.v_dim or layer.k_dim))
         values += seen * layer.head_count_kv * (layer.k_dim + layer.v_dim)
+        scores += seen * layer.head_count
         seen_total += seen
-    return operations, values * traits.block_bytes / traits.block_weights, seen_total
+    return Attention(operations, values * traits.block_bytes / traits.block_weights, scores, seen_total)

@@ -95,13 +95,16 @@ class Calibrating:
         kit, (first, *others) = self.kit, self.request.types
         steps: list[_Step] = [
             (f"{first}, threads and depth", 2.5, partial(self._type, kit.wide, first, deep=True)),
-            ("attention", 1.0, partial(self._attention, kit.all_kv_heads, first, "f16")),
+            *(
+                (f"attention, {shape.name}", 0.8, partial(self._attention, shape, first, "f16"))
+                for shape in kit.attention[1:]
+            ),
             ("overheads", 1.0, self._overheads),
             *((type_, 1.0, partial(self._type, kit.wide, type_)) for type_ in others),
         ]
         for kv_type in self.request.kv_types:
-            for shape in (kit.wide, kit.all_kv_heads) if kv_type != "f16" else ():
-                name = f"KV cache {kv_type}, {shape.head_count_kv} heads"
+            for shape in kit.attention if kv_type != "f16" else ():
+                name = f"KV cache {kv_type}, {shape.name}"
                 steps.append((name, 0.7, partial(self._attention, shape, first, kv_type)))
         if self.request.gpu:
             steps.append(("link", 1.0, partial(self._link, first)))
