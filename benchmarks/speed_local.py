@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
@@ -30,16 +31,16 @@ from planner.core.estimates import Prediction
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import DECODE, PREFILL
 from planner.core.model import ModelSpec, shape_sha256
-from planner.core.rates import Rate, Rates
+from planner.core.rates import Observation, Rate, Rates
 from planner.estimate import slice_rates, slices, speed_calibrated
 from planner.methods import gguf
 from planner.models import catalog
-from planner.verify.calibration_trial import CalibrationAnswer, CalibrationRequest, Observation
+from planner.verify.calibration_trial import CalibrationAnswer, CalibrationRequest
 
 MODELS = ("tinyllama-1.1b", "llama-3.2-3b", "llama-2-7b")
 TYPES = ("Q4_0", "Q4_K_M", "Q8_0")
-DEPTH, PROMPT = 2048, 256
-"""Tokens in the cache, and of the prompt that is timed with and without them."""
+DEPTH, PROMPT, CHUNK = 2048, 128, 64
+"""Tokens in the cache, of the prompt that is timed with and without them, and of the slices' prompt at depth."""
 CASES = tuple(
     (quantity, depth, threads) for quantity in (DECODE, PREFILL) for depth in (0, DEPTH) for threads in (1, 2)
 )
@@ -83,53 +84,80 @@ def run_generic(path: Path, seconds: float, types: tuple[str, ...]) -> None:
 
 
 def run_model(path: Path, name: str, type_: str, seconds: float) -> None:
-    """Slices of one model and type, then the whole model."""
-    from planner.verify.calibrate_run import run_calibration
-
-    answer, repacked = run_calibration(request_for(seconds, name, (type_,)))
-    truth = measure_whole(spec_of(name), type_, repack=repacked)
-    slices_ = {"answer": encode(answer), "repacked": repacked}
-    add(path, {"kind": "model", "model": name, "type": type_, **slices_, "truth": [encode(seen) for seen in truth]})
-
-
-def measure_whole(model: ModelSpec, type_: str, *, repack: bool) -> list[Observation]:
-    """Decode and prefill of the whole model at both depths with 1 and 2 threads, by turns."""
+    """Slices of one model and type and the whole model, by turns in one process, so that drift hits both."""
     from planner.verify import native
-    from planner.verify.alternating import alternate
+
+    model = spec_of(name)
+    began = time.perf_counter()
+    native.library()
+    observations, truth = measure_together(model, type_, seconds)
+    answer = CalibrationAnswer(
+        observations=tuple(observations), tool_version=native.tool_version(), seconds=time.perf_counter() - began
+    )
+    add(
+        path,
+        {
+            "kind": "model",
+            "model": name,
+            "type": type_,
+            "answer": encode(answer),
+            "truth": [encode(seen) for seen in truth],
+        },
+    )
+
+
+def measure_together(model: ModelSpec, type_: str, seconds: float) -> tuple[list[Observation], list[Observation]]:
+    """Decode and prefill of slices and of the whole model, at both depths, with 1 and 2 threads."""
     from planner.verify.slice_runs import open_slice
 
     types = gguf.tensor_types(model, gguf.variant(type_, imatrix=False))
-    native.library()
-    found: list[Observation] = []
-    context = DEPTH + 2 * PROMPT + 64
-    with open_slice(model, types, context=context, threads=2, repack=repack) as whole:
-        large = model.parameter_count > 2e9
-        for depth in (0, DEPTH):
-            for threads in (2, 1):
-                piece = whole.reading(PROMPT, threads, depth)
-                piece.wanted = 1 if large else 3
-                alternate([piece], until=time.perf_counter() + (45 if large else 15))
-                found.append(seen_of(model, type_, threads, depth, PROMPT, piece))
-            found += decode_by_turns(model, type_, whole, depth)
-    return found
+    few, many = slice_layers(model, type_)
+    with ExitStack() as stack:
+        opened = []
+        for layers in (few, many, model.n_layer):
+            spec, cut = slices.cut(model, types, layers) if layers < model.n_layer else (model, types)
+            room = DEPTH + 2 * PROMPT if layers != many else 2 * PROMPT
+            opened.append(stack.enter_context(open_slice(spec, cut, context=room + 64, threads=2)))
+        first = timed(opened, type_, 0, PROMPT, seconds)
+        chunk = timed(opened[:1], type_, 0, CHUNK, seconds / 8)
+        for made in (opened[0], opened[2]):
+            made.context.set_threads(2)
+            made.back_to(DEPTH)
+        deep = timed([opened[0]], type_, DEPTH, CHUNK, seconds / 4)
+        whole = timed([opened[2]], type_, DEPTH, PROMPT, seconds / 2)
+    found = [*first, *chunk, *deep, *whole]
+    return [o for o in found if o.shape == "model"], [o for o in found if o.shape == "whole"]
 
 
-def decode_by_turns(model: ModelSpec, type_: str, whole: Any, depth: int) -> list[Observation]:
-    """Eight undisturbed tokens for each thread count."""
+def slice_layers(model: ModelSpec, type_: str) -> tuple[int, int]:
+    """Layers of the two slices, as ``qplan calibrate`` chooses them on this machine."""
+    from planner.verify.calibrating import Calibrating, layer_bytes
+
+    types = gguf.tensor_types(model, gguf.variant(type_, imatrix=False))
+    run = Calibrating(request=request_for(60, model.name, (type_,)), progress=lambda *_: None)
+    return run.pair(layer_bytes(*slices.cut(model, types, 1)))
+
+
+def timed(opened: Sequence[Any], type_: str, depth: int, tokens: int, seconds: float) -> list[Observation]:
+    """A token and a prompt after ``depth``, by turns over slices and thread counts."""
     from planner.verify.alternating import alternate
 
-    pieces = {threads: whole.decoding(threads, depth) for threads in (1, 2)}
-    for piece in pieces.values():
-        piece.wanted = 10
-    alternate(list(pieces.values()), until=time.perf_counter() + 60)
-    return [seen_of(model, type_, threads, depth, 1, piece) for threads, piece in pieces.items()]
+    pieces = []
+    for threads in (2, 1):
+        for made in opened:
+            pieces += [(made, threads, 1, made.decoding(threads, depth))]
+            pieces += [(made, threads, tokens, made.reading(tokens, threads, depth))]
+    for made, _, length, piece in pieces:
+        piece.wanted = 8 if length == 1 else 2 if made.spec.parameter_count < 2e9 else 1
+    alternate([piece for *_, piece in pieces], until=time.perf_counter() + seconds)
+    return [seen_of(made.spec, type_, threads, depth, length, piece) for made, threads, length, piece in pieces]
 
 
 def seen_of(model: ModelSpec, type_: str, threads: int, depth: int, tokens: int, piece: Any) -> Observation:
     """A timed case of the whole model."""
     middle, low, high = piece.result
     return Observation(
-        shape="whole",
+        shape="whole" if catalog.lookup(model.name) == model else "model",
         layers=model.n_layer,
         type=type_,
         threads=threads,

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from planner.core.model import ModelSpec
+from planner.core.rates import Observation
 from planner.estimate import slices
 from planner.estimate.slices import CPU_KIT, FEW, MANY
 from planner.estimate.typed_work import attention, split, sums
-from planner.verify.calibration_trial import Observation
 
 DEPTH = 1024
 CHUNK = 64

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import exp, log
 from statistics import median
-from typing import Protocol
+from typing import Any
 
 from planner.core import rates as kinds
 from planner.core.model import ModelSpec
-from planner.core.rates import Rate
+from planner.core.rates import Observation, Rate
 from planner.estimate import slices
 from planner.estimate.slices import Kit
 from planner.estimate.typed_work import attention, split, sums
@@ -23,23 +23,6 @@ _MOST_OVERHEAD = 0.6
 """Share of a wide layer that may be its overhead: more is noise, even where launches bound a fast GPU."""
 _LEAST_COST = 1e-18
 """Seconds per operation or byte below which a cost is none."""
-
-
-class Seen(Protocol):
-    """One timed case of a slice, as the measuring child reports it."""
-
-    shape: str
-    layers: int
-    type: str
-    threads: int
-    kv_type: str
-    depth: int
-    tokens: int
-    gpu_layers: int | None
-    seconds: float
-    low: float
-    high: float
-    clean_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +38,7 @@ class _Line:
 class _Table:
     """Observations by what they are of."""
 
-    rows: Sequence[Seen]
+    rows: Sequence[Observation]
     kit: Kit
 
     def line(self, shape: str, type_: str, threads: int, tokens: int) -> _Line | None:
@@ -71,10 +54,10 @@ class _Table:
             return None
         return _Line(slope, many.seconds - many.layers * slope, log(many.high / many.low))
 
-    def _of(self, shape: str, type_: str, threads: int) -> Iterable[Seen]:
+    def _of(self, shape: str, type_: str, threads: int) -> Iterable[Observation]:
         return (o for o in self.rows if (o.shape, o.type, o.threads) == (shape, type_, threads))
 
-    def deep(self, shape: str, kv_type: str, threads: int, chunk: bool) -> tuple[Seen, Seen] | None:
+    def deep(self, shape: str, kv_type: str, threads: int, chunk: bool) -> tuple[Observation, Observation] | None:
         """The same slice at depth and with an empty cache; ``None`` where one is missing or was disturbed."""
         found = [o for o in self.rows if (o.shape, o.threads, o.kv_type) == (shape, threads, kv_type)]
         below = [o for o in found if o.depth and (o.tokens > 1) == chunk and o.clean_count]
@@ -107,13 +90,13 @@ class _Costs:
         return sum(amount * self.by_work.get(work, 0.0) for work, amount in amounts)
 
 
-def _rate(work: str, value: float, spread: float = 0.0, **of: object) -> Rate:
+def _rate(work: str, value: float, spread: float = 0.0, **of: Any) -> Rate:
     half = exp(spread / 2)
     low, high = sorted((value / half, value * half))
-    return Rate(work=work, value=value, low=low, high=high, **of)  # type: ignore[arg-type]
+    return Rate(work=work, value=value, low=low, high=high, **of)
 
 
-def rates_of(observations: Sequence[Seen], kit: Kit, device: str = kinds.CPU) -> tuple[Rate, ...]:
+def rates_of(observations: Sequence[Observation], kit: Kit, device: str = kinds.CPU) -> tuple[Rate, ...]:
     """Rates that serve any model, from slices of ``kit``'s shapes."""
     table = _Table([o for o in observations if o.shape != "model"], kit)
     found: list[Rate] = []
@@ -304,7 +287,9 @@ def _least_squares(rows: Sequence[Sequence[float]]) -> list[float] | None:
     return [table[i][size] / table[i][i] / scale[i] for i in range(size)]
 
 
-def link_rates_of(observations: Sequence[Seen], kit: Kit, device: str, host_rates: Sequence[Rate]) -> tuple[Rate, ...]:
+def link_rates_of(
+    observations: Sequence[Observation], kit: Kit, device: str, host_rates: Sequence[Rate]
+) -> tuple[Rate, ...]:
     """What a slice with half of its layers on the CPU costs beside both halves: handing over, and copied weights."""
     table, found = _Table(observations, kit), []
     for seen in (o for o in observations if o.gpu_layers is not None):
@@ -327,7 +312,7 @@ def link_rates_of(observations: Sequence[Seen], kit: Kit, device: str, host_rate
     return tuple(found)
 
 
-def _host_seconds(host_rates: Sequence[Rate], seen: Seen, size: float, layers: int) -> float | None:
+def _host_seconds(host_rates: Sequence[Rate], seen: Observation, size: float, layers: int) -> float | None:
     """A token's time in the layers that the CPU has, with the threads of the slice."""
     known = {r.work: r for r in host_rates if r.threads == seen.threads and r.type in ("", seen.type)}
     if kinds.DECODE_WEIGHTS not in known:
@@ -337,7 +322,7 @@ def _host_seconds(host_rates: Sequence[Rate], seen: Seen, size: float, layers: i
 
 
 def model_rates_of(
-    observations: Sequence[Seen], kit: Kit, model: ModelSpec, fingerprint: str, device: str = kinds.CPU
+    observations: Sequence[Observation], kit: Kit, model: ModelSpec, fingerprint: str, device: str = kinds.CPU
 ) -> tuple[Rate, ...]:
     """Times of one model's layers, from slices of that very model: (layer and rest) by file type and thread count."""
     table = _Table([o for o in observations if o.shape == "model"], kit)
@@ -345,26 +330,31 @@ def model_rates_of(
     for type_ in table.types("model"):
         one_type = _Table([o for o in table.rows if o.type == type_], kit)
         for threads in one_type.threads():
-            of = {"device": device, "threads": threads, "model": model.name, "model_sha256": fingerprint}
+            of: dict[str, Any] = {
+                "device": device,
+                "threads": threads,
+                "model": model.name,
+                "model_sha256": fingerprint,
+            }
             found += _model_times(one_type, type_, threads, of)
             found += _model_attention(one_type, type_, threads, of)
     return tuple(found)
 
 
-def _model_times(table: _Table, type_: str, threads: int, of: dict[str, object]) -> list[Rate]:
+def _model_times(table: _Table, type_: str, threads: int, of: dict[str, Any]) -> list[Rate]:
     found: list[Rate] = []
     if line := table.line("model", type_, threads, 1):
         found.append(_rate(kinds.MODEL_DECODE_LAYER, line.slope, line.spread, type=type_, **of))
         found.append(_rate(kinds.MODEL_DECODE_REST, line.rest, type=type_, **of))
     for tokens in sorted({o.tokens for o in table.rows if o.tokens > 1 and not o.depth}):
         if line := table.line("model", type_, threads, tokens):
-            made = {"type": type_, "tokens": tokens, **of}
-            found.append(_rate(kinds.MODEL_PREFILL_LAYER, line.slope / tokens, line.spread, **made))  # type: ignore[arg-type]
-            found.append(_rate(kinds.MODEL_PREFILL_REST, line.rest / tokens, **made))  # type: ignore[arg-type]
+            made: dict[str, Any] = {"type": type_, "tokens": tokens, **of}
+            found.append(_rate(kinds.MODEL_PREFILL_LAYER, line.slope / tokens, line.spread, **made))
+            found.append(_rate(kinds.MODEL_PREFILL_REST, line.rest / tokens, **made))
     return found
 
 
-def _model_attention(table: _Table, type_: str, threads: int, of: dict[str, object]) -> list[Rate]:
+def _model_attention(table: _Table, type_: str, threads: int, of: dict[str, Any]) -> list[Rate]:
     found = []
     for kv_type in dict.fromkeys(o.kv_type for o in table.rows if o.depth):
         for chunk, work in ((False, kinds.MODEL_DECODE_CACHED), (True, kinds.MODEL_PREFILL_CACHED)):

@@ -242,9 +242,9 @@ def _prefill_part(
     for type_, size in part.row_bytes.items():
         found = machine.rate(kinds.DECODE_WEIGHTS, type_, device)
         total.add(f"{where}: last row in {type_}", size * share, found)
-    one = attention(shape_twin(model), part.layers, prompt / 2, placement.kv_type)
+    seen = attention(shape_twin(model), part.layers, prompt / 2, placement.kv_type)
     works = (kinds.PREFILL_ATTENTION, kinds.PREFILL_CACHE, kinds.PREFILL_SCORES)
-    _add_attention(total, placement, machine, device, prompt * share, one, works)
+    _add_attention(total, placement, machine, device, prompt * share, seen, works)
     row = machine.seconds(kinds.ROW_SECONDS, device) * model.n_embd / 1000
     total.take(f"{where}: rows beside matrix products", row * prompt * part.layer_count * share)
     passes = -(-prompt // max(1, min(placement.ubatch, placement.batch)))

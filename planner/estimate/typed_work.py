@@ -83,7 +83,8 @@ def sums(model: ModelSpec, types: Sequence[str]) -> _Sums:
             last_bytes[type_] = last_bytes.get(type_, 0.0) + size
             last_weights[type_] = last_weights.get(type_, 0.0) + weights
     running = [{t: tuple(accumulate(row, initial=0.0)) for t, row in table.items()} for table in tables]
-    return _Sums(*running, last_bytes, last_weights, output)
+    token_bytes, all_weights, expert_bytes, expert_weights = running
+    return _Sums(token_bytes, all_weights, expert_bytes, expert_weights, last_bytes, last_weights, output)
 
 
 @lru_cache(maxsize=_CACHE)

@@ -15,12 +15,13 @@ from math import ceil
 
 from planner.core.errors import QplanError
 from planner.core.model import ModelSpec
+from planner.core.rates import Observation
 from planner.estimate import slices
 from planner.estimate.slices import FEW, MANY, Kit, Shape
 from planner.formats import ggml
 from planner.verify import native
 from planner.verify.alternating import Piece, alternate
-from planner.verify.calibration_trial import CalibrationAnswer, CalibrationRequest, Observation
+from planner.verify.calibration_trial import CalibrationAnswer, CalibrationRequest
 from planner.verify.slice_runs import Slice, open_slice, seconds_to_read
 
 _ALL_LAYERS = 1 << 20
@@ -121,7 +122,7 @@ class Calibrating:
             steps.append((f"{model.name} as {type_}", 1.0, partial(self._model_type, model, type_, types)))
         return steps
 
-    def _pair(self, layer_bytes: float) -> tuple[int, int]:
+    def pair(self, layer_bytes: float) -> tuple[int, int]:
         """Layers of the two slices: few enough to be quick, more than the caches hold."""
         few = min(max(FEW, ceil(_CACHE_MULTIPLE * self.request.cache_bytes / max(layer_bytes, 1.0))), _MOST_FEW)
         return few, few + MANY - FEW
@@ -143,7 +144,7 @@ class Calibrating:
     def _type(self, shape: Shape, type_: str, until: float, *, deep: bool = False) -> None:
         """Few and many layers of one tensor type; with ``deep`` all thread counts, batch sizes and attention."""
         one = slices.plain(shape, 1)
-        few, many = self._pair(layer_bytes(one, slices.pure_types(one, type_)))
+        few, many = self.pair(layer_bytes(one, slices.pure_types(one, type_)))
         tokens, threads = self.kit.tokens, self.request.threads if deep else self.request.threads[:2]
         sizes = (tokens, _LARGEST_PASS, _CHUNK) if deep and self.request.gpu else (tokens,)
         with ExitStack() as stack:
@@ -205,7 +206,7 @@ class Calibrating:
 
     def _attention(self, shape: Shape, type_: str, kv_type: str, until: float) -> None:
         one = slices.plain(shape, 1)
-        few, _ = self._pair(layer_bytes(one, slices.pure_types(one, type_)))
+        few, _ = self.pair(layer_bytes(one, slices.pure_types(one, type_)))
         with ExitStack() as stack:
             spec = slices.plain(shape, few)
             room = self.request.depth + 2 * _DEPTH_ROOM
@@ -249,7 +250,7 @@ class Calibrating:
     def _model_type(self, model: ModelSpec, type_: str, types: Types, until: float) -> None:
         """Few and many layers of the very model, and one or few for attention."""
         layer = layer_bytes(*slices.cut(model, types, 1))
-        few, many = self._pair(layer)
+        few, many = self.pair(layer)
         many = min(many, model.n_layer)
         few = min(few, max(1, many - 1))
         room = self.request.memory_bytes

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from planner.core.hardware import STRICT
+from planner.core.rates import Observation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,34 +36,6 @@ class CalibrationRequest:
     """Shrinks the widths of the slices that serve any model; for tests. Below 1 the weights may fit the caches."""
     repack: bool = True
     """Let llama.cpp hold weights in its CPU-specific layouts, its default."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
-    """One timed case of one slice."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
-
-    shape: str
-    """Name of a plain shape, or ``model``."""
-    layers: int
-    type: str
-    threads: int
-    kv_type: str = "f16"
-    depth: int = 0
-    """Cached tokens before."""
-    tokens: int = 1
-    """1: a token is decoded; more: a prompt is read."""
-    gpu_layers: int | None = None
-    """Set where a slice is split between GPU and CPU."""
-    seconds: float
-    """Lower quartile of the undisturbed samples, of one token or of the whole prompt."""
-    low: float
-    high: float
-    """10 % and 90 % quantiles of them."""
-    clean_count: int
-    """Samples in which the process had its cores for itself."""
-    disturbed_count: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

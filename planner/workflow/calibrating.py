@@ -111,7 +111,9 @@ def _measure(
     from planner.verify.calibrate_run import run_calibration
 
     gpus = _distinct_gpus(here) if options.gpu else []
-    found, notes, seconds = [], [], 0.0
+    found: list[Rate] = []
+    notes: list[str] = []
+    seconds = 0.0
     budgets = _budgets(options.budget_seconds, len(gpus))
     devices: list[tuple[int, Gpu] | None] = [None, *gpus]
     for number, (device, budget) in enumerate(zip(devices, budgets, strict=True)):
