@@ -25,10 +25,12 @@ from planner.estimate.typed_work import Attention, Part, attention, parts
 
 Terms = tuple[tuple[str, float, str], ...]
 
-MODEL_SIGMA = 0.03
-"""Standard deviation of ln(measured / predicted) from slices of the very model, see ``benchmarks/speed_local.py``."""
-RATES_SIGMA = 0.045
-"""The same from rates that serve any model."""
+MODEL_SIGMA = 0.05
+"""Standard deviation of ln(measured / predicted) from slices of the very model. Ten undisturbed cases of TinyLlama 1.1B
+as Q4_K_M and Q8_0 on a shared 2-core EPYC virtual machine had a median error of 3.3 % (benchmarks/speed_local.py,
+llama-cpp-python 0.3.36, 2026-11-26), about what two runs of one case differ by there."""
+RATES_SIGMA = 0.08
+"""The same from rates that serve any model: 1-5 % off where both were undisturbed, more where a rate was filled in."""
 MIXTURE_SIGMA = 0.12
 """Added for experts, whose kernels no slice that serves any model has."""
 NO_FLASH_SIGMA = 0.4
