@@ -16,7 +16,7 @@ from planner.core.measurement import DECODE, PREFILL, Calibration, Conditions, M
 from planner.core.model import ModelSpec, shape_sha256
 from planner.core.rates import Rate, Rates
 from planner.estimate import slices
-from planner.estimate.slice_rates import link_rates_of, model_rates_of, rates_of
+from planner.estimate.slice_rates import link_rates_of, model_rates_of, nonnegative_costs, rates_of
 from planner.estimate.slices import CPU_KIT, GPU_KIT
 from planner.estimate.speed import speed
 from planner.estimate.speed_calibrated import predict
@@ -129,6 +129,13 @@ def test_threads_between_and_beyond(name: str, type_: str, threads: int) -> None
     assert (found.high / found.low > 1.001 * one.high / one.low) != measured
 
 
+def test_overheads_of_nothing_hurt_no_thread_count() -> None:
+    law = replace(LAW, layer=0.0, token=0.0, row=0.0, pass_=0.0)
+    rates = calibrated(law, threads=(1, 4))
+    for quantity in (DECODE, PREFILL):
+        assert guess(model_of("llama-2-7b"), "Q4_K_M", quantity, rates, threads=2).value > 0
+
+
 def test_a_type_never_measured_takes_its_neighbours_rate_with_a_wider_range() -> None:
     model = model_of("llama-2-7b")
     measured, unmeasured = guess(model, "Q4_K_S"), guess(model, "Q5_K_S")
@@ -163,6 +170,24 @@ def test_rates_do_not_cover_other_runtimes_batches_and_recurrent_layers() -> Non
     assert predict(model, variant, placement, HERE, Rates(), DECODE) is None
     gpu = hardware_from_device("GeForce RTX 3090")
     assert predict(model, variant, replace(placement, gpu_layers=33, gpu_count=1), gpu, RATES, DECODE) is None
+
+
+@given(
+    costs=st.tuples(*[st.floats(0, 1e-9)] * 3),
+    rows=st.lists(st.tuples(*[st.floats(1e5, 1e8)] * 3), min_size=1, max_size=3),
+)
+@settings(max_examples=100, deadline=None)
+def test_costs_are_never_negative_and_explain_the_times(
+    costs: tuple[float, float, float], rows: list[tuple[float, float, float]]
+) -> None:
+    def seconds(by: tuple[float, float, float], row: tuple[float, float, float]) -> float:
+        return sum(cost * amount for cost, amount in zip(by, row, strict=True))
+
+    seen = [(seconds(costs, row), row) for row in rows if seconds(costs, row) > 1e-9]
+    found = nonnegative_costs(seen)
+    assert min(found) >= 0
+    for time, row in seen if len(seen) in (1, 3) else ():
+        assert seconds(found, row) == pytest.approx(time, rel=0.05)
 
 
 def test_number_path() -> None:

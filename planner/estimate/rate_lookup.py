@@ -56,6 +56,12 @@ def rate_of(rates: Rates, work: str, type_: str, device: str, threads: int, toke
     return Found(found.value, sigma, f" (as {nearest})")
 
 
+def seconds_at(rates: Rates, work: str, device: str, threads: int) -> float:
+    """A time beside the rates: hardly grows with threads, so the nearest measured count stands; 0 without any."""
+    nearest = min(rates.of(work, device), key=lambda time: _far(time.threads, threads), default=None)
+    return nearest.value if nearest else 0.0
+
+
 def time_at(rates: Rates, work: str, times: list[Rate], device: str, threads: int) -> Found | None:
     """A time of a model's own slices at a thread count; where it was not measured, as ``work`` grows with threads.
 

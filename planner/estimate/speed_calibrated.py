@@ -20,7 +20,7 @@ from planner.core.measurement import DECODE
 from planner.core.model import ModelSpec, shape_sha256, shape_twin
 from planner.core.rates import CPU, Rates, gpu_key
 from planner.estimate.memory import gpu_shares
-from planner.estimate.rate_lookup import Found, rate_of, time_at
+from planner.estimate.rate_lookup import Found, rate_of, seconds_at, time_at
 from planner.estimate.typed_work import Attention, Part, attention, parts
 
 Terms = tuple[tuple[str, float, str], ...]
@@ -116,9 +116,8 @@ class _Machine:
         return Found(found.value, sqrt(found.sigma**2 + NO_FLASH_SIGMA**2), found.note)
 
     def seconds(self, work: str, device: str) -> float:
-        """A time beside the rates; 0 where it was not measured."""
-        found = self.rate(work, "", device)
-        return found.value if found else 0.0
+        """A time beside the rates, with the nearest thread count; 0 where it was not measured."""
+        return seconds_at(self.rates, work, device, self.threads if device == CPU else 0)
 
 
 def _from_rates(
