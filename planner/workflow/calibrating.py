@@ -74,7 +74,7 @@ def calibrate(options: CalibrateOptions, progress: Progress | None = None) -> Ca
     with Store() as store:  # a store that cannot be written is found before a minute is spent
         store.rates(here.identity())
     found, notes, seconds = _measure(options, here, model, progress)
-    if not found:
+    if all(rate.work == kinds.MEMORY_READ for rate in found):
         raise ExecutionFailed(
             "nothing could be measured",
             numbers="; ".join(notes),
