@@ -29,11 +29,12 @@ from planner.core.model import ModelSpec  # noqa: E402
 from planner.core.units import GIB, MIB  # noqa: E402
 from planner.estimate import estimate  # noqa: E402
 from planner.estimate.memory import peak_memory_bytes  # noqa: E402
+from planner.execute.random_gguf import write_random_gguf  # noqa: E402
 from planner.methods import gguf  # noqa: E402
 from planner.models import catalog  # noqa: E402
 from planner.verify.run import run_trial  # noqa: E402
 from planner.verify.trial import SPEED, Samples, SpeedTrial, TrialRequest  # noqa: E402
-from tests.gpu_fixtures import reported, write_random_gguf  # noqa: E402
+from tests.gpu_fixtures import reported  # noqa: E402
 
 KEPT_FREE_BYTES = 6 * GIB
 TRIAL_SECONDS = 6.0

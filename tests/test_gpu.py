@@ -12,19 +12,23 @@ from pathlib import Path
 
 import pytest
 
+from planner.core import rates as kinds
 from planner.core.candidate import Placement
 from planner.core.estimates import DeviceMemory
 from planner.core.hardware import HardwareProfile
-from planner.core.measurement import QUANTITIES
+from planner.core.measurement import DECODE, PREFILL, QUANTITIES
 from planner.core.model import ModelSpec
+from planner.core.rates import Rates
 from planner.core.units import MIB
 from planner.estimate.memory import memory
+from planner.estimate.speed_calibrated import predict
+from planner.execute.random_gguf import write_random_gguf
 from planner.methods import gguf
 from planner.models import catalog
 from planner.verify.run import run_trial
 from planner.verify.trial import SPEED, SpeedTrial, TrialRequest
 from tests.conftest import Qplan
-from tests.gpu_fixtures import reported, write_random_gguf
+from tests.gpu_fixtures import reported
 
 pytestmark = pytest.mark.gpu
 
@@ -155,3 +159,40 @@ def test_plan_apply_verify_on_the_gpu(qplan: Qplan, demo_checkpoint: Path, tmp_p
     assert verdicts["peak_memory_bytes"]["ok"], verdicts["peak_memory_bytes"]
     verified = qplan("verify", "p.json", "--output", "out", "--seconds", "20", "--json", cwd=tmp_path)
     assert verified.returncode in {0, 5}, verified.stderr
+
+
+@pytest.fixture(scope="module")
+def rates(tmp_path_factory: pytest.TempPathFactory) -> Rates:
+    from planner.workflow.calibrating import CalibrateOptions, calibrate
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QPLAN_HOME", str(tmp_path_factory.mktemp("calibrated")))
+        return Rates(calibrate(CalibrateOptions(budget_seconds=60)).rates)
+
+
+def test_a_gpu_calibrates_all_that_a_prediction_needs(rates: Rates, machine: HardwareProfile) -> None:
+    key = kinds.gpu_key(next(gpu for gpu in machine.gpus if gpu.backend == "cuda"))
+    for work in (kinds.DECODE_WEIGHTS, kinds.PREFILL_WEIGHTS, kinds.PREFILL_ATTENTION, kinds.LINK):
+        assert rates.of(work, key), work
+    on_gpu, on_cpu = (rates.with_type(kinds.DECODE_WEIGHTS, "Q4_K", device)[-1].value for device in (key, kinds.CPU))
+    assert on_gpu > on_cpu
+    assert len({rate.tokens for rate in rates.with_type(kinds.PREFILL_WEIGHTS, "Q4_K", key)}) == 3
+
+
+@pytest.mark.parametrize("name", ["tinyllama-1.1b", "llama-3.1-8b"])
+def test_a_calibrated_gpu_predicts_whole_models(
+    name: str, rates: Rates, machine: HardwareProfile, tmp_path: Path
+) -> None:
+    spec = catalog.lookup(name)
+    assert spec is not None
+    path, variant = write_random_gguf(spec, "Q4_K_M", tmp_path / "model.gguf"), gguf.variant("Q4_K_M", imatrix=False)
+    for depth in (0, 2048):
+        placement = Placement(
+            context=4096, gpu_layers=spec.n_layer + 1, gpu_count=1, threads=4, depth=depth, prompt_tokens=512
+        )
+        trial = run(path, placement)
+        for quantity, measured in ((DECODE, trial.decode.median), (PREFILL, trial.prefill.median)):
+            predicted = predict(spec, variant, placement, machine, rates, quantity)
+            assert predicted is not None and predicted.basis == "calibrated"
+            # one measurement in five may lie outside the 80 % interval; none should lie far outside
+            assert predicted.low / 1.15 < measured < predicted.high * 1.15, (name, depth, quantity, predicted)

@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("serve", "start the right server with a plan's settings, or print how"),
     "report": ("report", "write the report of a run as one HTML file"),
     "compare": ("compare", "put several runs side by side"),
+    "calibrate": ("calibrate", "measure how fast this machine is, for all later estimates"),
     "probe": ("probe", "show what this machine has"),
     "models": ("models", "list the models known by name, or show one"),
     "methods": ("methods", "list the quantization methods"),

@@ -98,16 +98,16 @@ class Watching:
         how = "is there already" if reused else f"in {format_seconds(receipt.seconds)}"
         self._say(f"{step.name}: {receipt.output} ({format_bytes(receipt.size_bytes)}) {how}")
 
-    def measuring(self) -> Callable[[str, float], None]:
-        """The verification begins."""
-        report = self._task("measure")
+    def measuring(self, title: str = "measure") -> Callable[[str, float], None]:
+        """A measurement begins."""
+        report = self._task(title)
         bars = self._bars
         task = bars.task_ids[-1] if bars is not None else None
 
         def tell(what: str, fraction: float) -> None:
             report(fraction, 1.0)
             if bars is not None and task is not None:
-                bars.update(task, description=f"measure: {what}")
+                bars.update(task, description=f"{title}: {what}")
 
         return tell
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from planner.core.hardware import STRICT
+from planner.core.rates import NO_RATES, Rates
 
 DECODE = "decode_tokens_per_second"
 PREFILL = "prefill_tokens_per_second"
@@ -79,6 +80,8 @@ class Calibration:
 
     hardware_identity: str
     measurements: tuple[Measurement, ...] = ()
+    rates: Rates = NO_RATES
+    """What ``qplan calibrate`` found."""
 
     def of(self, quantity: str) -> tuple[Measurement, ...]:
         """Measurements of one quantity, newest last."""

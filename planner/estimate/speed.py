@@ -10,7 +10,7 @@ from planner.core.estimates import CALIBRATED, FORMULA, PUBLISHED, Prediction, S
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import DECODE, PREFILL, Calibration
 from planner.core.model import ModelSpec
-from planner.estimate import speed_formula, speed_measured, speed_published
+from planner.estimate import speed_calibrated, speed_formula, speed_measured, speed_published
 from planner.estimate.speed_formula import Site, Timing
 from planner.estimate.speed_model import device_factor, document, interval, stratum, unmeasured_labels
 from planner.estimate.speed_work import Work, work
@@ -40,7 +40,8 @@ def speed(
     load = work(model, variant, placement)
     timings = {quantity: _timing(load, variant, where, quantity) for quantity in (DECODE, PREFILL)}
     predictions = {
-        quantity: _predict(model, variant, placement, where, load, calibration, quantity, timings[quantity])
+        quantity: (calibration and _here(model, variant, placement, hardware, calibration, quantity))
+        or _elsewhere(model, variant, placement, where, load, calibration, quantity, timings[quantity])
         for quantity in (DECODE, PREFILL)
     }
     timing = timings[DECODE]
@@ -66,7 +67,26 @@ def _notes(variant: Variant, where: Site, predictions: dict[str, Prediction | No
     return tuple(notes)
 
 
-def _predict(
+def _here(
+    model: ModelSpec,
+    variant: Variant,
+    placement: Placement,
+    hardware: HardwareProfile,
+    calibration: Calibration,
+    quantity: str,
+) -> Prediction | None:
+    """The very case measured on this machine, else from its calibrated rates.
+
+    Where rates cover a case, measurements of other cases do not correct them: rates come from alternated slices of the
+    same kernels, and are closer than a ratio of one measurement to a fitted model.
+    """
+    measured = speed_measured.exact(model, variant, placement, calibration, quantity)
+    if measured is not None:
+        return measured
+    return speed_calibrated.predict(model, variant, placement, hardware, calibration.rates, quantity)
+
+
+def _elsewhere(
     model: ModelSpec,
     variant: Variant,
     placement: Placement,
@@ -76,10 +96,6 @@ def _predict(
     quantity: str,
     timing: Timing | None,
 ) -> Prediction | None:
-    if calibration is not None:
-        measured = speed_measured.exact(model, variant, placement, calibration, quantity)
-        if measured is not None:
-            return measured
     if timing is None:
         return None
     if calibration is not None:

@@ -14,6 +14,7 @@ from typing import Any
 from planner.core.codec import encode
 from planner.core.errors import InputError, QplanError
 from planner.core.measurement import Calibration, Conditions, Measurement
+from planner.core.rates import Rate, Rates
 from planner.store import default_path
 from planner.store.schema import APPLICATION_ID, MIGRATIONS, VERSION
 
@@ -22,6 +23,9 @@ _BUSY_SECONDS = 10.0
 _CALIBRATION_COUNT = 1000
 """Rows that start-up reads: 15 ms. Six a verification, so the last 160 verifications."""
 _COLUMNS = tuple(field.name for field in fields(Measurement))
+_RATE_COLUMNS = tuple(field.name for field in fields(Rate))
+_RATES_SINCE = 2
+"""Version of the file that has rates."""
 _FILTERS = ("hardware_identity", "quantity", "model", "model_sha256", "method", "runtime", "type")
 
 
@@ -94,7 +98,36 @@ class Store:
     def calibration(self, hardware_identity: str) -> Calibration:
         """What was measured on one machine, the newest thousand, newest last."""
         newest = self.list(hardware_identity=hardware_identity, limit=_CALIBRATION_COUNT)
-        return Calibration(hardware_identity=hardware_identity, measurements=newest)
+        rates = Rates(self.rates(hardware_identity))
+        return Calibration(hardware_identity=hardware_identity, measurements=newest, rates=rates)
+
+    def rates(self, hardware_identity: str | None = None) -> tuple[Rate, ...]:
+        """What was calibrated on one machine, or on all; nothing where the file is of a qplan that did not."""
+        with self._explained():
+            if self._blank or self._pragma("user_version") < _RATES_SINCE:
+                return ()
+            where, values = ("1", ()) if hardware_identity is None else ("hardware_identity = ?", (hardware_identity,))
+            query = f"SELECT {', '.join(_RATE_COLUMNS)} FROM rate WHERE {where}"
+            return tuple(_rate(row) for row in self._connection.execute(query, values).fetchall())
+
+    def add_rates(self, rates: Iterable[Rate]) -> int:
+        """Keep ``rates``, all or none, in the place of those of the same case; returns how many.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        rows = [tuple(getattr(rate, name) for name in _RATE_COLUMNS) for rate in rates]
+        names, marks = ", ".join(_RATE_COLUMNS), ", ".join("?" * len(_RATE_COLUMNS))
+        with self._explained(), self._transaction():
+            self._connection.executemany(f"INSERT OR REPLACE INTO rate ({names}) VALUES ({marks})", rows)
+        return len(rows)
+
+    def forget_rates(self, hardware_identity: str) -> int:
+        """Drop what was calibrated on one machine; returns how many rates that were."""
+        with self._explained(), self._transaction():
+            return self._connection.execute(
+                "DELETE FROM rate WHERE hardware_identity = ?", (hardware_identity,)
+            ).rowcount
 
     def _connect(self, *, read_only: bool) -> sqlite3.Connection:
         if not read_only:
@@ -184,6 +217,16 @@ def _explanation(path: Path, error: sqlite3.Error | OSError) -> QplanError:
         hint="move it away and qplan starts a new one; it is not touched until then",
         code="store-damaged",
     )
+
+
+def _rate(row: tuple[Any, ...]) -> Rate:
+    values = dict(zip(_RATE_COLUMNS, row, strict=True))
+    try:
+        for name in ("value", "low", "high"):
+            values[name] = float(values[name])
+    except (ValueError, TypeError) as error:
+        raise sqlite3.DatabaseError(f"a row cannot be read: {error}") from None
+    return Rate(**values)
 
 
 def _row(measurement: Measurement) -> tuple[Any, ...]:

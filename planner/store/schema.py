@@ -31,6 +31,26 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE INDEX measurement_by_machine ON measurement (hardware_identity, quantity, id);
     """,
+    """
+    CREATE TABLE rate (
+        hardware_identity TEXT NOT NULL,
+        work TEXT NOT NULL,
+        device TEXT NOT NULL,
+        type TEXT NOT NULL,
+        threads INTEGER NOT NULL,
+        tokens INTEGER NOT NULL,
+        depth INTEGER NOT NULL,
+        model TEXT NOT NULL,
+        model_sha256 TEXT NOT NULL,
+        value REAL NOT NULL,
+        low REAL NOT NULL,
+        high REAL NOT NULL,
+        hardware_name TEXT NOT NULL,
+        tool_version TEXT NOT NULL,
+        measured_at TEXT NOT NULL,
+        PRIMARY KEY (hardware_identity, work, device, type, threads, tokens, model_sha256)
+    ) WITHOUT ROWID;
+    """,
 )
 """One script a version, each run once and in order; ``PRAGMA user_version`` counts those that ran."""
 

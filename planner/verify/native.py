@@ -275,6 +275,10 @@ class Context:
         """Empty the KV cache."""
         library().llama_memory_clear(self.memory, True)
 
+    def set_threads(self, count: int) -> None:
+        """Use ``count`` threads from the next decode on."""
+        library().llama_set_n_threads(self.handle, count, count)
+
     def cut(self, length: int) -> bool:
         """Keep the first ``length`` tokens; False where this kind of cache cannot."""
         return bool(library().llama_memory_seq_rm(self.memory, 0, length, -1))

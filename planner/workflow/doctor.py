@@ -68,10 +68,13 @@ def _machine() -> Finding:
 def _store() -> Finding:
     from planner.store import Store, default_path
 
+    hint = "`qplan calibrate` makes speeds on this machine tighter"
     if not default_path().exists():
-        return Finding(state="ok", what="measurements", found=f"none yet; they will lie under {home()}")
+        return Finding(state="ok", what="measurements", found=f"none yet; they will lie under {home()}", hint=hint)
     with Store() as store:
-        return Finding(state="ok", what="measurements", found=f"{len(store.list())} in {default_path()}")
+        count, rates = len(store.list()), len(store.rates(survey().identity()))
+    found = f"{count} and {rates} calibrated rates in {default_path()}"
+    return Finding(state="ok", what="measurements", found=found, hint="" if rates else hint)
 
 
 def _package(name: str, hint: str) -> Finding:

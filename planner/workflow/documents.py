@@ -183,6 +183,8 @@ def speed_document(speed: SpeedEstimate) -> dict[str, Any]:
         "basis": basis.basis if basis else None,
         "bound_by": speed.bound_by,
         "source": basis.source if basis else None,
+        "prefill_basis": speed.prefill.basis if speed.prefill else None,
+        "prefill_source": speed.prefill.source if speed.prefill else None,
         "notes": list(speed.notes),
     }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from planner.core.errors import UsageError
 from planner.core.hardware import HardwareProfile
+from planner.core.measurement import Calibration
 from planner.core.model import ModelSpec
 from planner.core.units import GIB, format_bytes
 from planner.core.workload import KV_TYPES, OBJECTIVES, Workload
@@ -88,7 +89,12 @@ def recommend_for(
         workload=tried,
         decision=decision,
         simulated=simulated,
-        notes=(*notes, *_context_notes(model, tried, tries), *_unused_notes(model, tried, decision)),
+        notes=(
+            *notes,
+            *_context_notes(model, tried, tries),
+            *_unused_notes(model, tried, decision),
+            *_calibration_notes(simulated, calibration),
+        ),
     )
 
 
@@ -121,6 +127,12 @@ def _unused_notes(model: ModelSpec, workload: Workload, decision: Decision) -> t
         f"{format_bytes(limit - needed)} of {format_bytes(limit)} stay unused: `qplan plan {model.name} --fit-memory "
         f"{limit / GIB:g}GiB` fills them with a mixture of types, chosen by measuring the checkpoint",
     )
+
+
+def _calibration_notes(simulated: bool, calibration: Calibration | None) -> tuple[str, ...]:
+    if simulated or (calibration is not None and calibration.rates):
+        return ()
+    return ("`qplan calibrate` measures this machine in a minute and makes the speeds below tighter",)
 
 
 def check_workload(workload: Workload) -> None:
