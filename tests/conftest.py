@@ -49,13 +49,15 @@ def demo_checkpoint() -> Path:
 def qplan() -> Qplan:
     """Run the command line in a process of its own."""
 
+    paths = (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))
+
     def run(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "planner.cli", *arguments],
             capture_output=True,
             text=True,
             cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **environment},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment},
             timeout=600,
             check=False,
         )
