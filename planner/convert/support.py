@@ -20,13 +20,19 @@ def supported_model_types() -> tuple[str, ...]:
     return tuple(name for family in FAMILIES for name in family.model_types)
 
 
+def converted_architectures() -> frozenset[str]:
+    """llama.cpp's names of the architectures that some supported model type becomes."""
+    return frozenset(family.architecture for family in FAMILIES)
+
+
 def can_convert(config: Mapping[str, Any]) -> str | None:
     """Why a checkpoint with this ``config.json`` cannot be converted here; ``None`` if it can."""
     family = find_family(config.get("model_type"))
     if family is None:
         return f"qplan has no conversion for model_type {config.get('model_type')!r}"
-    if quantization := config.get("quantization_config"):
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    quantization = config.get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if quantization and method != "fp8":
         return f"it is quantized already ({method or 'of an unnamed method'}); the 16-bit checkpoint is needed"
     try:
         made = make_config(str(config.get("model_type")), config, family.defaults)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from planner.convert.encode import encode
 from planner.convert.keyvalue import KeyValue
@@ -20,12 +20,15 @@ from planner.convert.vocab import read_vocabulary
 from planner.core.errors import ExecutionFailed, MissingDependency, UsageError
 from planner.core.job import partial_path
 from planner.core.units import format_bytes, pad
+from planner.formats import ggml
 from planner.formats.safetensors import open_checkpoint
 
 OUT_TYPES = ("auto", "f32", "f16", "bf16")
 ALIGNMENT = 32
 """``GGUF_DEFAULT_ALIGNMENT``: every tensor starts at a multiple of it."""
 
+HeaderTensor = tuple[str, tuple[int, ...], str]
+"""(name, shape in ggml's order, ggml type) of a tensor as a header lists it."""
 Progress = Callable[[int, int], None]
 """Called with the tensor bytes written so far and in all."""
 
@@ -128,7 +131,9 @@ def convert_checkpoint(
     conversion = prepare(directory, out_type=out_type, model_name=model_name)
     tensor_bytes = sum(conversion.stored_bytes(tensor) for tensor in conversion.tensors)
     with atomic_output(output) as partial:
-        data_offset = write_header(partial, conversion)
+        data_offset = write_header(
+            partial, conversion.architecture, conversion.key_values, header_tensors(conversion)
+        )
         _write_data(partial, conversion, data_offset, tensor_bytes, progress or _ignore)
     return ConvertResult(
         output=output,
@@ -157,12 +162,20 @@ def require_packages() -> None:
         )
 
 
-def write_header(partial: Path, conversion: Conversion) -> int:
-    """Write magic, key-values and tensor infos to the file ``partial``; gives the offset of the first tensor."""
+def header_tensors(conversion: Conversion) -> list[HeaderTensor]:
+    """The tensors of a file that ``conversion`` describes, as ``write_header`` takes them."""
+    return [(tensor.name, tensor.shape, conversion.stored_type(tensor)) for tensor in conversion.tensors]
+
+
+def write_header(path: Path, architecture: str, key_values: list[KeyValue], tensors: list[HeaderTensor]) -> int:
+    """Write magic, key-values and tensor infos to the file ``path``; gives the offset of the first tensor.
+
+    The tensors' data is to follow in the order of ``tensors``, each padded to ``ALIGNMENT``.
+    """
     import gguf
     import numpy as np
 
-    writer = gguf.GGUFWriter(path=None, arch=conversion.architecture)
+    writer = gguf.GGUFWriter(path=None, arch=architecture)
     kinds = {
         "u32": gguf.GGUFValueType.UINT32,
         "i32": gguf.GGUFValueType.INT32,
@@ -173,29 +186,24 @@ def write_header(partial: Path, conversion: Conversion) -> int:
         "bytes": gguf.GGUFValueType.ARRAY,
     }
     writer.kv_data[0].clear()
-    for entry in conversion.key_values:
+    for entry in key_values:
         writer.add_key_value(entry.key, entry.value, kinds[entry.kind])
-    for tensor in conversion.tensors:
-        kind = conversion.stored_type(tensor)
-        writer.add_tensor_info(
-            tensor.name,
-            tensor.shape[::-1],
-            np.dtype(FLOAT_DTYPES[kind][0]),
-            conversion.stored_bytes(tensor),
-            raw_dtype=gguf.GGMLQuantizationType[kind],
-        )
-    writer.write_header_to_file(path=partial)
+    for name, shape, type_ in tensors:
+        # the number of the type, as the package may not know the name of a new one; its dtype argument then says nothing
+        number, size = ggml.type_traits(type_).id, ggml.tensor_bytes(type_, shape)
+        writer.add_tensor_info(name, shape[::-1], np.dtype("<f4"), size, raw_dtype=number)
+    writer.write_header_to_file(path=path)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
-    return pad(partial.stat().st_size, ALIGNMENT)
+    return pad(path.stat().st_size, ALIGNMENT)
 
 
 def _write_data(partial: Path, conversion: Conversion, offset: int, total_bytes: int, progress: Progress) -> None:
     done = 0
     with partial.open("r+b") as file:
         padded = sum(pad(conversion.stored_bytes(tensor), ALIGNMENT) for tensor in conversion.tensors)
-        _reserve(file, offset + padded)
+        reserve(file.fileno(), offset + padded)
         file.seek(offset)
         progress(0, total_bytes)
         for tensor in conversion.tensors:
@@ -219,11 +227,11 @@ def encoded_blocks(tensor: NamedTensor, stored_type: str) -> Iterator[Any]:
         yield encode(block, tensor.dtype, stored_type, name=tensor.name, shift=tensor.shift)
 
 
-def _reserve(file: IO[bytes], size: int) -> None:
+def reserve(descriptor: int, size: int) -> None:
     """Take the disk space at once, so that a full disk shows before the work."""
     if hasattr(os, "posix_fallocate"):
         try:
-            os.posix_fallocate(file.fileno(), 0, size)
+            os.posix_fallocate(descriptor, 0, size)
         except OSError as error:
             # file systems without preallocation; a full disk is reported as such
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
@@ -241,17 +249,18 @@ def atomic_output(output: Path) -> Iterator[Path]:
     try:
         try:
             yield partial
-            _sync(partial)
+            sync(partial)
             partial.replace(output)
-            _sync(output.parent)
+            sync(output.parent)
         except OSError as error:
-            raise _write_error(output, error) from None
+            raise write_error(output, error) from None
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Put the file or directory ``path`` on the disk."""
     if path.is_dir() and os.name == "nt":  # directories cannot be opened there
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -261,7 +270,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_error(output: Path, error: OSError) -> ExecutionFailed:
+def write_error(output: Path, error: OSError) -> ExecutionFailed:
+    """Why ``output`` could not be written: ``no-space``, ``no-permission`` or ``write-failed``."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = os.statvfs(output.parent).f_bavail * os.statvfs(output.parent).f_frsize if os.name != "nt" else None
         return ExecutionFailed(

@@ -15,6 +15,19 @@ def partial_path(output: Path) -> Path:
     return output.with_name(f".{output.name}.partial")
 
 
+def journal_path(output: Path) -> Path:
+    """Where a step that can be resumed notes how far the partial file of ``output`` is."""
+    return output.with_name(f".{output.name}.partial.journal")
+
+
+def keeps_progress(output: Path) -> bool:
+    """Whether an unfinished ``output`` is worth going on from: its journal tells of data on the disk."""
+    try:
+        return b"units" in journal_path(output).read_bytes()
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One step to carry out.
