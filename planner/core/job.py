@@ -45,6 +45,10 @@ class Job:
     """Path of the importance matrix, where the step names one."""
     model_name: str | None = None
     """What the artifact calls the model."""
+    tensor_types: dict[str, str] | None = None
+    """GGUF tensor name → ggml type of every tensor, where the step quantizes a checkpoint."""
+    pins: dict[str, str] | None = None
+    """SHA-256 that the weight files must have, by name; the step that reads them checks it."""
     threads: int = 1
     llama_cpp_directory: str | None = None
     """A llama.cpp checkout whose convert script handles families that qplan does not."""

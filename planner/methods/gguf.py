@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from planner.convert import converted_architectures
 from planner.core.candidate import Candidate, KernelUse, Placement, Rejection, Variant
 from planner.core.errors import InputError, UsageError
 from planner.core.estimates import SizeEstimate
@@ -165,14 +166,15 @@ def kernel(
 
 
 def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
-    """Convert to 16 bits unless the model is a GGUF file, quantize, verify.
+    """Quantize straight from the model, then verify.
 
-    The intermediate keeps the published type where GGUF has it, so that the reference is the model itself.
+    A checkpoint of a family that qplan does not convert itself becomes a 16-bit file first, by llama.cpp's converter;
+    it keeps the published type where GGUF has it, so that the reference is the model itself.
     """
     target = serving.artifact_name(model, variant)
     made = size(model, variant).file_bytes
     verify = Step(name="verify", kind="verify", method="gguf", source="quantize")
-    if model.source.is_gguf:
+    if model.source.is_gguf or (is_one_pass(model) and variant.type not in FULL_PRECISION):
         quantize = _quantize_step(model, variant, "model", target, made)
         return (quantize, verify)
     if variant.type in FULL_PRECISION:
@@ -182,6 +184,11 @@ def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
     between = serving.artifact_name(model, dataclasses.replace(variant, type=full, imatrix=False))
     convert = _convert_step(model, full, between, intermediate=True)
     return (convert, _quantize_step(model, variant, "convert", target, made), verify)
+
+
+def is_one_pass(model: ModelSpec) -> bool:
+    """Whether a checkpoint of this architecture is quantized without a 16-bit file in between."""
+    return not model.source.is_gguf and model.architecture in converted_architectures()
 
 
 def _convert_step(model: ModelSpec, type_: str, output: str, *, intermediate: bool) -> Step:

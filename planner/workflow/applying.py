@@ -61,8 +61,13 @@ class ApplyOptions:
     llama_cpp_directory: str | None = None
 
 
-def check(plan: Plan, output: Path, *, hash_files: bool = True) -> HardwareProfile:
+def check(plan: Plan, output: Path, *, applying: bool = False) -> HardwareProfile:
     """All that must hold before a plan is applied; the machine it was checked on.
+
+    Args:
+        plan: the plan.
+        output: where it would be applied.
+        applying: it will be applied now, so that weights which a step will hash anyway are not hashed before.
 
     Raises:
         StalePlan: another machine, or the model changed.
@@ -73,11 +78,12 @@ def check(plan: Plan, output: Path, *, hash_files: bool = True) -> HardwareProfi
     check_hardware(plan, here)
     preflight.check_tools(plan)
     local = obtain.local_path(plan.model)
-    if local is not None and hash_files:
-        preflight.check_model_files(plan, local)
+    steps = runner.pending(plan, output, reference_needed=True)
+    if local is not None:
+        hashed_later = applying and any(runner.reads_checkpoint(plan, step) for step in steps)
+        preflight.check_model_files(plan, local, hash_weights=not hashed_later)
     preflight.check_output(plan, output)
     preflight.check_replaceable(output / REPORT, "plan_sha256")
-    steps = runner.pending(plan, output, reference_needed=True)
     preflight.check_room(steps, here)
     return here
 
@@ -91,7 +97,7 @@ def apply(plan: Plan, options: ApplyOptions, watcher: Watcher) -> Outcome:
     output = options.output
     preflight.check_text(options.text)
     with runner.locked(output):
-        here = check(plan, output)
+        here = check(plan, output, applying=True)
         done = finished(plan, output)
         if done is not None:
             return Outcome(report=done, report_path=output / REPORT, nothing_to_do=True)
@@ -121,13 +127,28 @@ def _workplace(plan: Plan, options: ApplyOptions, here: HardwareProfile) -> runn
     if model is None:
         _confirm_download(plan, options)
         model = obtain.download(plan.model)
-        preflight.check_model_files(plan, model)
+        preflight.check_model_files(plan, model, hash_weights=not gguf_in_one_pass(plan))
     return runner.Workplace(
         output=options.output,
         model=model,
         threads=plan.placement.threads or here.cpu.inference_threads(),
         llama_cpp_directory=options.llama_cpp_directory,
+        tensor_types=tensor_types(model, plan.variant) if gguf_in_one_pass(plan) else None,
     )
+
+
+def gguf_in_one_pass(plan: Plan) -> bool:
+    """Whether a step of the plan quantizes the checkpoint itself."""
+    return any(runner.reads_checkpoint(plan, step) for step in plan.steps)
+
+
+def tensor_types(checkpoint: Path, variant: Variant) -> dict[str, str]:
+    """GGUF tensor name → ggml type of every tensor of the checkpoint as it is on the disk."""
+    from planner import models
+    from planner.methods import gguf
+
+    model = models.resolve(str(checkpoint))
+    return dict(zip((tensor.name for tensor in model.tensors), gguf.tensor_types(model, variant), strict=True))
 
 
 def _confirm_download(plan: Plan, options: ApplyOptions) -> None:
