@@ -32,6 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 
 def child_one(directory: Path, output: Path, types: str, threads: int) -> dict[str, Any]:
+    """One pass over the checkpoint."""
     from planner import models
     from planner.methods import gguf_mix
     from planner.quantize import Target, quantize_checkpoint
@@ -51,6 +52,7 @@ def child_one(directory: Path, output: Path, types: str, threads: int) -> dict[s
 
 
 def child_convert(directory: Path, output: Path, types: str, threads: int) -> dict[str, Any]:
+    """The checkpoint in 16 bits, by qplan's converter."""
     from planner.convert import convert_checkpoint
 
     convert_checkpoint(directory, output)
@@ -58,6 +60,7 @@ def child_convert(directory: Path, output: Path, types: str, threads: int) -> di
 
 
 def child_script(directory: Path, output: Path, types: str, threads: int) -> dict[str, Any]:
+    """The checkpoint in 16 bits, by llama.cpp's converter."""
     import runpy
 
     script = Path(os.environ["LLAMA_CPP_DIR"]) / "convert_hf_to_gguf.py"
@@ -72,6 +75,7 @@ def child_script(directory: Path, output: Path, types: str, threads: int) -> dic
 
 
 def child_quantize(directory: Path, output: Path, types: str, threads: int) -> dict[str, Any]:
+    """The 16-bit file ``directory`` quantized by llama.cpp."""
     import llama_cpp
 
     from planner.methods import gguf_mix
@@ -164,6 +168,7 @@ class Disk:
             self.peak = max(self.peak, used)
 
     def stop(self) -> int:
+        """Stop watching; the peak."""
         self._stop.set()
         self._thread.join()
         return self.peak
@@ -199,7 +204,9 @@ def table(results: dict[str, list[dict[str, Any]]], floor: float, types: str) ->
     """Medians, each also as a share of the two steps'."""
     base = {key: median(run[key] for run in results["two"]) for key in ("wall", "cpu", "rss", "written", "disk")}
     print(f"\n{types}: ggml_quantize_chunk alone {floor:.1f} s")
-    print(f"{'way':8}{'wall s':>16}{'cpu s':>16}{'peak MiB':>16}{'written MiB':>18}{'peak disk MiB':>18}  steps, stages")
+    print(
+        f"{'way':8}{'wall s':>16}{'cpu s':>16}{'peak MiB':>16}{'written MiB':>18}{'peak disk MiB':>18}  steps, stages"
+    )
     for name, runs in results.items():
         cells = f"{name:8}"
         for key, width in (("wall", 16), ("cpu", 16), ("rss", 16), ("written", 18), ("disk", 18)):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.argument("plan")
 @click.option("--output", default=".", show_default=True, metavar="DIR", help="Where the artifact is written.")
 @click.option("--yes", is_flag=True, help="Agree to a download beforehand.")
-@click.option("--keep-intermediate", is_flag=True, help="Keep the 16-bit file.")
+@click.option("--keep-intermediate", is_flag=True, help="Keep the model in 16 bits, as a file.")
 @click.option("--text", metavar="FILE", help="Held-out text for perplexity; default: the one that comes with qplan.")
 @click.option("--seconds", type=Finite(5), default=240.0, show_default=True, help="Time to measure.")
 @click.option("--llama-cpp", metavar="DIR", envvar="LLAMA_CPP_DIR", help="A llama.cpp checkout, for its converter.")

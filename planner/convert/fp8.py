@@ -59,7 +59,9 @@ def find_scale(
         block = block_size or (1, columns)
     blocks = -(-rows // block[0]) * -(-columns // block[1])
     per_tensor = found.element_count == 1
-    if found.dtype not in _SCALE_TYPES or not (per_tensor or (len(stored.shape) == 2 and found.element_count == blocks)):
+    if found.dtype not in _SCALE_TYPES or not (
+        per_tensor or (len(stored.shape) == 2 and found.element_count == blocks)
+    ):
         raise InputError(
             f"the scales of {stored.name} do not fit it",
             numbers=f"{found.dtype} {list(found.shape)} for {list(stored.shape)}, blocks of {list(block)}",
@@ -69,9 +71,7 @@ def find_scale(
     return Scale(found, block)
 
 
-def dequantize(
-    stored: np.ndarray[Any, Any], dtype: str, scale: Scale | None, first_row: int
-) -> np.ndarray[Any, Any]:
+def dequantize(stored: np.ndarray[Any, Any], dtype: str, scale: Scale | None, first_row: int) -> np.ndarray[Any, Any]:
     """float32 values of the 8-bit rows ``stored``, the first of which is row ``first_row`` of the whole matrix."""
     import numpy as np
 
@@ -95,7 +95,8 @@ def _factors(scale: Scale, per_row: int) -> np.ndarray[Any, Any]:
     from planner.convert.encode import to_float32
 
     raw = np.frombuffer(read_tensor_bytes(scale.tensor), dtype=_SCALE_TYPES[scale.tensor.dtype])
-    return to_float32(raw.copy(), scale.tensor.dtype).reshape(-1, per_row)
+    factors: np.ndarray[Any, Any] = to_float32(raw.copy(), scale.tensor.dtype).reshape(-1, per_row)
+    return factors
 
 
 @cache
@@ -113,4 +114,5 @@ def _table(dtype: str) -> np.ndarray[Any, Any]:
     else:
         values[(codes & 127) == 0x7C] = np.inf
         values[(codes & 127) > 0x7C] = np.nan
-    return np.where(codes < 128, values, -values).astype("<f4")
+    signed: np.ndarray[Any, Any] = np.where(codes < 128, values, -values).astype("<f4")
+    return signed

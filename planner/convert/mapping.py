@@ -37,7 +37,9 @@ def stream(checkpoint: Checkpoint, config: Config) -> Iterator[NamedTensor]:
     family = find_family(config.model_type)
     if family is None:
         raise UnsupportedArchitecture(f"no conversion of {config.model_type!r}")
-    yield from _Mapper(config=config, family=family, sizes=dimensions(config), stored=checkpoint.tensors).map(checkpoint)
+    yield from _Mapper(config=config, family=family, sizes=dimensions(config), stored=checkpoint.tensors).map(
+        checkpoint
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

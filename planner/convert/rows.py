@@ -62,7 +62,7 @@ class NamedTensor:
     shape: tuple[int, ...]
     """ggml's order: ``shape[0]`` is the row length."""
     dtype: str
-    """What ``blocks`` and ``load`` give: ``F32``, ``F16``, or ``BF16`` (bits in 16-bit integers). F32 for 8-bit floats."""
+    """What ``blocks`` and ``load`` give: ``F32`` (8-bit floats too), ``F16``, or ``BF16`` (bits in 16-bit integers)."""
     slices: tuple[RowSlice, ...] = ()
     rotary_rows: int = 0
     """Rows of one attention head whose halves are interleaved (llama's Q and K); 0 leaves the order."""

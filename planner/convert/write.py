@@ -129,20 +129,28 @@ def convert_checkpoint(
     """
     require_packages()
     conversion = prepare(directory, out_type=out_type, model_name=model_name)
-    tensor_bytes = sum(conversion.stored_bytes(tensor) for tensor in conversion.tensors)
     with atomic_output(output) as partial:
-        data_offset = write_header(
-            partial, conversion.architecture, conversion.key_values, header_tensors(conversion)
-        )
-        _write_data(partial, conversion, data_offset, tensor_bytes, progress or _ignore)
+        write_conversion(partial, conversion, progress)
     return ConvertResult(
         output=output,
         tensor_count=len(conversion.tensors),
-        tensor_bytes=tensor_bytes,
+        tensor_bytes=sum(conversion.stored_bytes(tensor) for tensor in conversion.tensors),
         file_bytes=output.stat().st_size,
         weight_type=conversion.weight_type,
         notes=conversion.notes,
     )
+
+
+def write_conversion(path: Path, conversion: Conversion, progress: Progress | None = None) -> None:
+    """Write the whole file to ``path``, which may exist; neither atomic nor synced.
+
+    Raises:
+        InputError: as ``convert_checkpoint``.
+        OSError: it cannot be written.
+    """
+    total = sum(conversion.stored_bytes(tensor) for tensor in conversion.tensors)
+    offset = write_header(path, conversion.architecture, conversion.key_values, header_tensors(conversion))
+    _write_data(path, conversion, offset, total, progress or _ignore)
 
 
 def _ignore(done_bytes: int, total_bytes: int) -> None:
@@ -189,9 +197,9 @@ def write_header(path: Path, architecture: str, key_values: list[KeyValue], tens
     for entry in key_values:
         writer.add_key_value(entry.key, entry.value, kinds[entry.kind])
     for name, shape, type_ in tensors:
-        # the number of the type, as the package may not know the name of a new one; its dtype argument then says nothing
-        number, size = ggml.type_traits(type_).id, ggml.tensor_bytes(type_, shape)
-        writer.add_tensor_info(name, shape[::-1], np.dtype("<f4"), size, raw_dtype=number)
+        # a number, as the package may not know the type's name; beside it the numpy type says nothing
+        number: Any = ggml.type_traits(type_).id
+        writer.add_tensor_info(name, shape[::-1], np.dtype("<f4"), ggml.tensor_bytes(type_, shape), raw_dtype=number)
     writer.write_header_to_file(path=path)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -88,12 +88,21 @@ def check_output(plan: Plan, output: Path) -> None:
         path = output / str(step.output)
         receipt = receipts.read(output, step.name)
         ours = receipts.begun(output, step) or (receipt is not None and receipt.output == step.output)
-        if path.exists() and not (ours and path.is_file()):
-            raise ExecutionFailed(
-                f"{path} exists and was not made by this plan",
-                hint="choose another folder with --output, or remove it",
-                code="output-exists",
-            )
+        check_ours(path, ours=ours)
+
+
+def check_ours(path: Path, *, ours: bool) -> None:
+    """Refuse to replace a file that was not made here.
+
+    Raises:
+        ExecutionFailed: naming it.
+    """
+    if path.exists() and not (ours and path.is_file()):
+        raise ExecutionFailed(
+            f"{path} exists and was not made by this plan",
+            hint="choose another folder with --output, or remove it",
+            code="output-exists",
+        )
 
 
 def check_replaceable(path: Path, key: str) -> None:

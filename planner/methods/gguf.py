@@ -180,15 +180,24 @@ def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
     if variant.type in FULL_PRECISION:
         convert = _convert_step(model, variant.type, target, intermediate=False)
         return (convert, dataclasses.replace(verify, source="convert"))
-    full = "F16" if model.dtype.upper() in {"F16", "FLOAT16"} else "BF16"
-    between = serving.artifact_name(model, dataclasses.replace(variant, type=full, imatrix=False))
-    convert = _convert_step(model, full, between, intermediate=True)
+    full = reference_type(model)
+    convert = _convert_step(model, full, reference_name(model, variant), intermediate=True)
     return (convert, _quantize_step(model, variant, "convert", target, made), verify)
 
 
 def is_one_pass(model: ModelSpec) -> bool:
     """Whether a checkpoint of this architecture is quantized without a 16-bit file in between."""
     return not model.source.is_gguf and model.architecture in converted_architectures()
+
+
+def reference_type(model: ModelSpec) -> str:
+    """The 16-bit type that a checkpoint is converted to: its own; BF16 for 8-bit floats and F16 for float32."""
+    return "F16" if model.dtype.upper() in {"F16", "FLOAT16", "F32", "FLOAT32"} else "BF16"
+
+
+def reference_name(model: ModelSpec, variant: Variant) -> str:
+    """What a file with the model in 16 bits is called beside the artifact."""
+    return serving.artifact_name(model, dataclasses.replace(variant, type=reference_type(model), imatrix=False))
 
 
 def _convert_step(model: ModelSpec, type_: str, output: str, *, intermediate: bool) -> Step:

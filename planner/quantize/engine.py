@@ -224,7 +224,7 @@ def _begin(directory: Path, run: _Run, blockwork: Blockwork, files: list[IO[byte
             (values,) = tensor.blocks()
             for number, offset, data in blockwork.encode_rows(tensor, values, 0, blockwork.scratch()):
                 files[number].seek(offset)
-                files[number].write(data)
+                files[number].write(data.data)
     checked = require_same_tokens(directory, run.layouts[0].partial)
     return (*checked.notes, f"tokenizer: {checked.detail}")
 

@@ -7,6 +7,7 @@ functions release Python's global lock: threads run side by side. Signatures are
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 from dataclasses import dataclass
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
     import numpy as np
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
-_DEMANDING = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})
+_LOW_BIT = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S")
+_DEMANDING = frozenset((*_LOW_BIT, "IQ3_XXS"))
 """Types that llama.cpp makes only of the token embedding and the output without an importance matrix."""
 _UNDEMANDING = ("token_embd.weight", "per_layer_token_embd.weight", "output.weight")
 _ABORTING = frozenset({"IQ1_S", "IQ2_XXS", "IQ2_XS"})
 """``ggml_quantize_requires_imatrix``: without one the kernel ends the process, of whatever tensor."""
-_KERNELS = frozenset(
-    "Q1_0 Q2_0 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 MXFP4 NVFP4 Q2_K Q3_K Q4_K Q5_K Q6_K TQ1_0 TQ2_0 "
-    "IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS".split()
-)
+_SMALL_BLOCKS = ("Q1_0", "Q2_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "NVFP4")
+_LARGE_BLOCKS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0", "IQ4_XS", "IQ3_S", "IQ3_XXS", *_LOW_BIT)
+_KERNELS = frozenset((*_SMALL_BLOCKS, *_LARGE_BLOCKS))
 """Types that ``ggml_quantize_chunk`` makes, floats aside."""
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 
@@ -215,10 +216,8 @@ def load() -> Kernels:
             numbers=str(error),
             hint="`pip install 'qplan[gguf]'` installs the one that is",
         ) from None
-    try:  # eight times as fast with the CPU's own instructions
+    with contextlib.suppress(OSError, AttributeError):  # eight times as fast with the CPU's own instructions
         widen["F16"] = ctypes.CDLL(str(cpu_file)).ggml_cpu_fp16_to_fp32
-    except (OSError, AttributeError):
-        pass
     pointer, long, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     chunk.argtypes, chunk.restype = (number, pointer, pointer, long, long, long, pointer), ctypes.c_size_t
     start.argtypes, start.restype = (number,), None

@@ -239,7 +239,7 @@ class Pipeline:
 
     def _store(self, span: Span, made: Writes) -> None:
         for number, offset, data in made:
-            file, view = self._files[number], memoryview(data)
+            file, view = self._files[number], data.data
             file.seek(offset)
             while view:
                 view = view[file.write(view) :]
@@ -275,7 +275,7 @@ def _opened(shard: Shard) -> Iterator[IO[bytes]]:
 
 def _fill(stream: IO[bytes], block: Block) -> None:
     """Read the span into the block's buffer; spans follow each other in the file."""
-    view = memoryview(block.data)
+    view = block.data.data
     done = 0
     try:
         while done < len(view) and (count := stream.readinto(view[done:])):  # type: ignore[attr-defined]

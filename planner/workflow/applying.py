@@ -14,7 +14,7 @@ from planner.core.errors import InputError, NeedsConfirmation, QplanError
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import Measurement
 from planner.core.model import ModelSpec, shape_sha256
-from planner.core.plan import Expectation, Plan
+from planner.core.plan import Expectation, Plan, Step
 from planner.core.units import format_bytes
 from planner.execute import obtain, preflight, receipts, runner
 from planner.workflow import step_report
@@ -180,16 +180,17 @@ def _verify_plan(
 ) -> dict[str, Any]:
     from planner.verify.report import report_document, write_report
 
-    reference = next((place.path(plan, step.name) for step in plan.reference_steps()), None)
-    if reference is None and plan.model.is_gguf:
-        reference = place.model
+    # without a step that makes the 16-bit model: the model itself, a GGUF file or the checkpoint
+    reference = next((place.path(plan, step.name) for step in plan.reference_steps()), place.model)
+    model = _model_of(plan)
     result = _measure(
         place.output / plan.artifact,
-        _model_of(plan),
+        model,
         plan.variant,
         plan.placement,
         here,
         reference=reference,
+        keep_reference=_kept_reference(plan, model, options),
         expectations=plan.expectations,
         budget_seconds=options.budget_seconds,
         text=options.text,
@@ -199,6 +200,23 @@ def _verify_plan(
     document = report_document(result, plan_sha256=plan.content_sha256, steps=rows, hardware=here, tools=plan.tools)
     write_report(place.output / REPORT, document)
     return document
+
+
+def _kept_reference(plan: Plan, model: ModelSpec, options: ApplyOptions) -> Path | None:
+    """Where the 16-bit model is kept, if that is wanted and no step makes it.
+
+    Raises:
+        ExecutionFailed: there is a file of this name already that no apply of ours began.
+    """
+    if not options.keep_intermediate or not gguf_in_one_pass(plan):
+        return None
+    from planner.methods import gguf
+
+    step = Step(name="reference", kind="convert", method="gguf", output=gguf.reference_name(model, plan.variant))
+    path = options.output / str(step.output)
+    preflight.check_ours(path, ours=receipts.begun(options.output, step))
+    receipts.begin(options.output, step)
+    return path
 
 
 def _model_of(plan: Plan) -> ModelSpec:
@@ -232,7 +250,7 @@ def verify(
     from planner.verify.report import report_document
 
     gguf_files(artifact)
-    if reference is not None:
+    if reference is not None and not reference.is_dir():
         gguf_files(reference)
     preflight.check_text(text)
     here = survey(output=artifact.absolute().parent)
@@ -287,6 +305,7 @@ def _measure(
     here: HardwareProfile,
     *,
     reference: Path | None,
+    keep_reference: Path | None = None,
     expectations: tuple[Expectation, ...],
     budget_seconds: float,
     text: Path | None,
@@ -294,6 +313,7 @@ def _measure(
 ) -> Any:
     """Measure, and put what was measured into the store."""
     from planner.estimate.weights import bytes_read_per_token
+    from planner.methods import gguf
     from planner.verify.artifact import Subject, verify_artifact
 
     on_gpu, on_host = bytes_read_per_token(model, variant, placement)
@@ -310,6 +330,8 @@ def _measure(
         placement=placement,
         hardware=here,
         reference=reference,
+        reference_type=gguf.reference_type(model).lower(),
+        keep_reference=keep_reference,
         text=text,
         expectations=expectations,
         progress=progress,
