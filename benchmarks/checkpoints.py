@@ -13,7 +13,7 @@ import numpy as np
 
 from planner.convert.config import make_config
 from planner.convert.families import find_family
-from planner.convert.rules import MODEL_RULES, dimensions
+from planner.convert.rules import MODEL_RULES, dimensions, expert_count
 from planner.core.data import data_path
 
 TOKENIZER = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -22,13 +22,16 @@ _DRAW = 1 << 22
 """Weights drawn at a time."""
 
 
-def write_checkpoint(directory: Path, config: Mapping[str, Any], *, dtype: str = "BF16", seed: int = 0) -> int:
-    """Write a dense checkpoint of the shape ``config`` with normally distributed weights; its weight bytes.
+def write_checkpoint(
+    directory: Path, config: Mapping[str, Any], *, dtype: str = "BF16", seed: int = 0, shard_bytes: int = SHARD_BYTES
+) -> int:
+    """Write a checkpoint of the shape ``config`` with normally distributed weights; its weight bytes.
 
-    The tokenizer is the demo model's, padded to the vocabulary of the shape; shards are of 2 GiB.
+    The tokenizer is the demo model's, padded to the vocabulary of the shape; shards are of ``shard_bytes``.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    stated = {**config, "bos_token_id": 1, "eos_token_id": 2}
+    architecture = "".join(part.capitalize() for part in config["model_type"].removesuffix("_text").split("_"))
+    stated = {"architectures": [f"{architecture}ForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, **config}
     (directory / "config.json").write_text(json.dumps(stated))
     for name in TOKENIZER:
         shutil.copy(data_path("demo/model") / name, directory / name)
@@ -37,7 +40,7 @@ def write_checkpoint(directory: Path, config: Mapping[str, Any], *, dtype: str =
     size = 0
     for name, shape in tensor_shapes(config):
         count = int(np.prod(shape)) * width
-        if shards[-1] and size + count > SHARD_BYTES:
+        if shards[-1] and size + count > shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append((name, shape))
@@ -50,7 +53,7 @@ def write_checkpoint(directory: Path, config: Mapping[str, Any], *, dtype: str =
 
 
 def tensor_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of a dense checkpoint, in the order Hugging Face writes them: by name."""
+    """Names and shapes of a checkpoint's tensors, in the order Hugging Face writes them: by name."""
     family = find_family(config["model_type"])
     assert family is not None
     made = make_config(str(config["model_type"]), config, family.defaults)
@@ -60,10 +63,12 @@ def tensor_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, .
         if rule.required or not made.get("tie_word_embeddings"):
             prefix = "" if rule.source.startswith("lm_head") else "model."
             found[prefix + rule.source] = tuple(sizes[dim] for dim in rule.dims)
+    rules = {rule.target: rule for rule in reversed(family.layer_rules) if rule.required}
     for layer in range(made.integer("num_hidden_layers")):
-        for rule in family.layer_rules:
-            if rule.required:
-                found[f"model.layers.{layer}.{rule.source}"] = tuple(sizes[dim] for dim in rule.dims)
+        for rule in rules.values():
+            for expert in range(expert_count(made) if "*" in rule.source else 1):
+                source = rule.source.replace("*", str(expert))
+                found[f"model.layers.{layer}.{source}"] = tuple(sizes[dim] for dim in rule.dims)
     return iter(sorted(found.items()))
 
 

@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "quality": ("quality", "measure what an artifact lost against its 16-bit model"),
     "frontier": ("frontier", "draw size, quality and speed of every way to run a model"),
     "serve": ("serve", "start the right server with a plan's settings, or print how"),
+    "quantize": ("quantize", "make GGUF files of a checkpoint in one pass, several types from one read"),
     "probe": ("probe", "show what this machine has"),
     "models": ("models", "list the models known by name, or show one"),
     "methods": ("methods", "list the quantization methods"),

@@ -14,6 +14,7 @@ from planner.core.measurement import (
     DECODE,
     FILE_BYTES,
     KL_DIVERGENCE,
+    ONE_PASS_RATE,
     PEAK_MEMORY,
     PERPLEXITY_RATIO,
     PREFILL,
@@ -37,6 +38,7 @@ TITLES = {
     STEP_SECONDS: "time",
     CONVERT_RATE: "convert, weights/s",
     QUANTIZE_RATE: "quantize, weights/s",
+    ONE_PASS_RATE: "quantize in one pass, weights/s",
 }
 
 COLOURS = {True: "green", False: "red", None: "yellow"}
@@ -85,7 +87,7 @@ def quantity(name: str, value: float | None) -> str:
         return format_bytes(value, 2)
     if name == STEP_SECONDS:
         return format_seconds(value)
-    if name in {CONVERT_RATE, QUANTIZE_RATE}:
+    if name in {CONVERT_RATE, QUANTIZE_RATE, ONE_PASS_RATE}:
         return format_count(value)
     return format_rate(value) if name in {PREFILL, DECODE} else f"{value:.4f}"
 

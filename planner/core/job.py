@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -26,6 +27,44 @@ def keeps_progress(output: Path) -> bool:
         return b"units" in journal_path(output).read_bytes()
     except OSError:
         return False
+
+
+def leave_only_progress(outputs: Sequence[Path]) -> None:
+    """Remove what an interrupted step left of ``outputs``, unless a journal beside the first tells how far they are.
+
+    They may be many GB; where there is a journal, the next run goes on from them.
+    """
+    if keeps_progress(outputs[0]):
+        return
+    for output in outputs:
+        partial_path(output).unlink(missing_ok=True)
+    journal_path(outputs[0]).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedFile:
+    """One file to be made of a checkpoint."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    path: str
+    type: str
+    """llama.cpp's file type: ``Q4_K_M`` …"""
+    tensor_types: dict[str, str]
+    """GGUF tensor name → ggml type of every tensor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeJob:
+    """Several files of one checkpoint, which is read once."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    source: str
+    files: tuple[QuantizedFile, ...]
+    threads: int = 1
+    model_name: str | None = None
+    through: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from planner.core.errors import ExecutionFailed
-from planner.core.job import Job, journal_path, keeps_progress, partial_path
+from planner.core.job import Job, leave_only_progress
 from planner.core.plan import Plan, Step
 from planner.execute import receipts
 from planner.execute.process import Progress, run_child
@@ -139,11 +139,7 @@ def _run_step(plan: Plan, step: Step, place: Workplace, key: str, progress: Prog
     try:
         result = run_child("planner.execute.child", job, what=f"step {step.name}", log=log, progress=progress)
     except BaseException:
-        # An interrupted or crashed child had no time to remove what it had begun, which may be many GB. Where a journal
-        # tells how far it is, it stays, and the next apply goes on from there.
-        if not keeps_progress(output):
-            partial_path(output).unlink(missing_ok=True)
-            journal_path(output).unlink(missing_ok=True)
+        leave_only_progress([output])  # an interrupted or crashed child had no time to tidy up
         raise
     return receipts.Receipt(
         step=step.name,

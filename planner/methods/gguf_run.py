@@ -11,12 +11,15 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from planner.core.errors import ExecutionFailed, InputError, StalePlan
-from planner.core.job import Job
+from planner.core.job import Job, QuantizedFile, QuantizeJob
 from planner.core.units import MIB, format_bytes
 from planner.methods import gguf_mix
+
+if TYPE_CHECKING:
+    from planner.quantize import Target
 
 Progress = Callable[[float, float], None]
 
@@ -91,20 +94,44 @@ def _quantize_checkpoint(job: Job, progress: Progress) -> dict[str, Any]:
     """Straight from the checkpoint, or, where only llama.cpp's converter knows it, by way of a 16-bit file."""
     if _refusal_to_convert(job) is not None:
         return _quantize_by_script(job, progress)
-    from planner.quantize import Target, quantize_checkpoint
+    from planner.quantize import quantize_checkpoint
 
-    target = Target(
-        output=Path(job.output), file_type=gguf_mix.file_type(str(job.step.type)).id, types=job.tensor_types or {}
-    )
+    file = QuantizedFile(path=job.output, type=str(job.step.type), tensor_types=job.tensor_types or {})
     made = quantize_checkpoint(
         Path(job.source),
-        (target,),
+        (_target(file),),
         threads=job.threads,
         model_name=job.model_name,
         pins=job.pins,
         progress=progress,
     )
     return {"notes": [*made.notes, *_hash_notes(job, made.source_sha256)]}
+
+
+def quantize_many(job: QuantizeJob, progress: Progress) -> dict[str, Any]:
+    """Several files from one read of a checkpoint.
+
+    Raises:
+        QplanError: as ``quantize_checkpoint``.
+    """
+    from planner.quantize import quantize_checkpoint
+    from planner.quantize.engine import describe
+
+    made = quantize_checkpoint(
+        Path(job.source),
+        tuple(_target(file) for file in job.files),
+        threads=job.threads,
+        model_name=job.model_name,
+        through=job.through,
+        progress=progress,
+    )
+    return {**describe(made), "notes": list(made.notes)}
+
+
+def _target(file: QuantizedFile) -> Target:
+    from planner.quantize import Target
+
+    return Target(output=Path(file.path), file_type=gguf_mix.file_type(file.type).id, types=file.tensor_types)
 
 
 def _hash_notes(job: Job, found: Mapping[str, str]) -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -15,7 +15,7 @@ from planner.convert.check import require_same_tokens
 from planner.convert.write import Conversion, prepare, require_packages, reserve, sync, write_error
 from planner.core.codec import content_sha256
 from planner.core.errors import QplanError, UsageError
-from planner.core.job import journal_path, keeps_progress
+from planner.core.job import journal_path, leave_only_progress
 from planner.quantize import journal, kernels
 from planner.quantize.pipeline import Pipeline
 from planner.quantize.sources import Shard, shards
@@ -103,23 +103,13 @@ def quantize_checkpoint(
     run = _prepare(directory, targets, model_name, through)
     library.prepare({type_ for target in targets for type_ in target.types.values()})
     blockwork = Blockwork(run.layouts, library, through)
-    try:
-        with ExitStack() as stack:
-            files = [stack.enter_context(_opened(layout, fresh=not run.resumes)) for layout in run.layouts]
-            notes = _begin(directory, run, blockwork, files)
-            pipeline = _pipeline(run, blockwork, files, threads, pins or {})
-            _carry_out(run, pipeline, files, progress or _ignore, checkpoint_seconds)
+    with _held(run) as book, ExitStack() as stack:
+        _look_for_earlier(run, book)
+        files = [stack.enter_context(_opened(layout, fresh=not run.resumes)) for layout in run.layouts]
+        notes = _begin(directory, run, blockwork, files)
+        pipeline = _pipeline(run, blockwork, files, threads, pins or {})
+        _carry_out(run, book, pipeline, files, progress or _ignore, checkpoint_seconds)
         _finish(run)
-    except OSError as error:
-        _discard(run)
-        raise write_error(run.output, error) from None
-    except QplanError:
-        _discard(run)
-        raise
-    except BaseException:
-        if not keeps_progress(run.output):
-            _discard(run)
-        raise
     tally = pipeline.tally
     hashes = {name: str(facts["sha256"]) for name, facts in run.earlier.shards.items()}
     return QuantizeResult(
@@ -150,10 +140,37 @@ def _prepare(directory: Path, targets: tuple[Target, ...], model_name: str | Non
         raise write_error(targets[0].output, error) from None
     run = _Run(conversion, layouts, shards(conversion.tensors), "")
     run.key = _key(run, through)
-    earlier = journal.read(run.output, run.key)
-    if earlier is not None and all(_is_partial_of(layout, complete=earlier.complete) for layout in layouts):
-        run.earlier, run.resumes = earlier, True
     return run
+
+
+@contextmanager
+def _held(run: _Run) -> Iterator[journal.Journal]:
+    """The journal, for this process alone. What an error leaves is removed; what an interruption leaves is kept."""
+    try:
+        book = journal.Journal(run.output)
+    except OSError as error:
+        raise write_error(run.output, error) from None
+    try:
+        yield book
+    except OSError as error:
+        _discard(run)
+        raise write_error(run.output, error) from None
+    except QplanError:
+        _discard(run)
+        raise
+    except BaseException:
+        leave_only_progress([layout.target.output for layout in run.layouts])
+        raise
+    finally:
+        book.close()
+
+
+def _look_for_earlier(run: _Run, book: journal.Journal) -> None:
+    earlier = book.read(run.key)
+    if earlier is not None and all(_is_partial_of(layout, complete=earlier.complete) for layout in run.layouts):
+        run.earlier, run.resumes = earlier, True
+    else:
+        book.begin(run.key)
 
 
 def _key(run: _Run, through: str) -> str:
@@ -248,9 +265,13 @@ def _is_done(shard: Shard, earlier: journal.Progress, pins: Mapping[str, str]) -
 
 
 def _carry_out(
-    run: _Run, pipeline: Pipeline, files: list[IO[bytes]], progress: ProgressReport, checkpoint_seconds: float
+    run: _Run,
+    book: journal.Journal,
+    pipeline: Pipeline,
+    files: list[IO[bytes]],
+    progress: ProgressReport,
+    checkpoint_seconds: float,
 ) -> None:
-    book = journal.Journal(run.output, run.key, fresh=not run.resumes)
     total = sum(shard.size_bytes for shard in run.sources)
     skipped = total - pipeline.source_bytes
     last = time.monotonic()
@@ -272,15 +293,12 @@ def _carry_out(
             checkpoint()
             last = time.monotonic()
 
-    try:
-        pipeline.run(tick)
-        _, finished = pipeline.tally.take()
-        run.earlier.shards.update(finished)
-        for file in files:
-            os.fsync(file.fileno())
-        book.complete()
-    finally:
-        book.close()
+    pipeline.run(tick)
+    _, finished = pipeline.tally.take()
+    run.earlier.shards.update(finished)
+    for file in files:
+        os.fsync(file.fileno())
+    book.complete()
 
 
 def _sync_data(file: IO[bytes]) -> None:

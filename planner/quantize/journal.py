@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from planner.core.errors import ExecutionFailed
 from planner.core.job import journal_path
 
 FORMAT = 1
@@ -32,23 +33,6 @@ class Progress:
     """Everything was written and synced; only the renaming may be left."""
 
 
-def read(output: Path, key: str) -> Progress | None:
-    """The journal of the unfinished ``output``; ``None`` where there is none, or of something else."""
-    found = Progress()
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        lines = [line for line in journal_path(output).read_text("utf-8").splitlines(keepends=True) if line.strip()]
-        for number, line in enumerate(lines):
-            entry = _entry(line)
-            if number == 0 and (entry.get("format"), entry.get("key")) != (FORMAT, key):
-                return None
-            for first, last in entry.get("units", ()):
-                found.units.update(range(first, last + 1))
-            found.shards.update(entry.get("shards", {}))
-            found.complete = found.complete or bool(entry.get("complete"))
-        return found if lines else None
-    return None
-
-
 def _entry(line: str) -> dict[str, Any]:
     if not line.endswith("\n"):
         return {}  # cut off by a crash
@@ -59,14 +43,48 @@ def _entry(line: str) -> dict[str, Any]:
 
 
 class Journal:
-    """The journal of one run, open for appending."""
+    """The journal of one output, held by one process at a time."""
 
-    def __init__(self, output: Path, key: str, *, fresh: bool) -> None:
-        """Open it; ``fresh`` begins a new one in place of whatever was there."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if fresh else 0)
-        self._descriptor = os.open(journal_path(output), flags, 0o666)
-        if fresh:
-            self._append({"format": FORMAT, "key": key})
+    def __init__(self, output: Path) -> None:
+        """Open it, empty where there is none.
+
+        Raises:
+            ExecutionFailed: another process is making the same output (``locked``).
+            OSError: it cannot be written.
+        """
+        self._descriptor = os.open(journal_path(output), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            import fcntl
+
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass  # Windows has no advisory locks
+        except OSError:
+            os.close(self._descriptor)
+            raise ExecutionFailed(
+                f"another qplan is making {output}", hint="wait for it, or choose another name", code="locked"
+            ) from None
+
+    def read(self, key: str) -> Progress | None:
+        """What an earlier run left; ``None`` where there was none, or it was about something else."""
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        with os.fdopen(os.dup(self._descriptor), encoding="utf-8", errors="replace") as stream:
+            lines = [line for line in stream if line.strip()]
+        found = Progress()
+        for number, line in enumerate(lines):
+            entry = _entry(line)
+            if number == 0 and (entry.get("format"), entry.get("key")) != (FORMAT, key):
+                return None
+            for first, last in entry.get("units", ()):
+                found.units.update(range(first, last + 1))
+            found.shards.update(entry.get("shards", {}))
+            found.complete = found.complete or bool(entry.get("complete"))
+        return found if lines else None
+
+    def begin(self, key: str) -> None:
+        """Forget what it held; this run is about ``key``."""
+        os.ftruncate(self._descriptor, 0)
+        self._append({"format": FORMAT, "key": key})
 
     def done(self, units: Iterable[int]) -> None:
         """Units are on the disk."""

@@ -14,7 +14,7 @@ from planner.core.errors import InputError, NeedsConfirmation, QplanError
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import Measurement
 from planner.core.model import ModelSpec, shape_sha256
-from planner.core.plan import Expectation, Plan, Step
+from planner.core.plan import Expectation, Plan, PlanModel, Step
 from planner.core.units import format_bytes
 from planner.execute import obtain, preflight, receipts, runner
 from planner.workflow import step_report
@@ -125,7 +125,7 @@ def finished(plan: Plan, output: Path) -> dict[str, Any] | None:
 def _workplace(plan: Plan, options: ApplyOptions, here: HardwareProfile) -> runner.Workplace:
     model = obtain.local_path(plan.model)
     if model is None:
-        _confirm_download(plan, options)
+        confirm_download(plan.model, assume_yes=options.assume_yes, confirm=options.confirm)
         model = obtain.download(plan.model)
         preflight.check_model_files(plan, model, hash_weights=not gguf_in_one_pass(plan))
     return runner.Workplace(
@@ -151,19 +151,19 @@ def tensor_types(checkpoint: Path, variant: Variant) -> dict[str, str]:
     return dict(zip((tensor.name for tensor in model.tensors), gguf.tensor_types(model, variant), strict=True))
 
 
-def _confirm_download(plan: Plan, options: ApplyOptions) -> None:
+def confirm_download(model: PlanModel, *, assume_yes: bool, confirm: Callable[[str], bool] | None) -> None:
     """Ask before fetching gigabytes.
 
     Raises:
         NeedsConfirmation: there is nobody to ask, or the answer was no.
     """
-    if options.assume_yes:
+    if assume_yes:
         return
-    size = sum(file.size_bytes for file in plan.model.files) or 2 * plan.model.parameter_count
-    question = f"Download {plan.model.location}, about {format_bytes(size)}?"
-    if options.confirm is None or not options.confirm(question):
+    size = sum(file.size_bytes for file in model.files) or 2 * model.parameter_count
+    question = f"Download {model.location}, about {format_bytes(size)}?"
+    if confirm is None or not confirm(question):
         raise NeedsConfirmation(
-            f"{plan.model.location} must be downloaded",
+            f"{model.location} must be downloaded",
             numbers=f"about {format_bytes(size)}",
             hint="--yes agrees beforehand",
             code="download-needs-yes",

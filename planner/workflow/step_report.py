@@ -11,6 +11,7 @@ from planner.core.hardware import HardwareProfile
 from planner.core.measurement import (
     CONVERT_RATE,
     FILE_BYTES,
+    ONE_PASS_RATE,
     PEAK_MEMORY,
     QUANTIZE_RATE,
     STEP_SECONDS,
@@ -20,9 +21,8 @@ from planner.core.measurement import (
 from planner.core.model import ModelSpec, shape_sha256
 from planner.core.plan import Plan, Step
 from planner.execute.receipts import Receipt
+from planner.methods import gguf
 from planner.workflow.planning import FILE_TOLERANCE_FRACTION, stretched
-
-_RATES = {"convert": CONVERT_RATE, "quantize": QUANTIZE_RATE}
 
 
 def rows(plan: Plan, made: tuple[Receipt, ...]) -> list[dict[str, Any]]:
@@ -82,12 +82,13 @@ def measurements(
     found = []
     for step in fresh:
         receipt = receipts.get(step.name)
-        if receipt is None or step.kind not in _RATES or receipt.seconds <= 0:
+        quantity = _rate_of(step, model)
+        if receipt is None or quantity is None or receipt.seconds <= 0:
             continue
         rate = model.parameter_count / receipt.seconds
         found.append(
             Measurement(
-                quantity=_RATES[step.kind],
+                quantity=quantity,
                 value=rate,
                 low=rate,
                 high=rate,
@@ -108,6 +109,13 @@ def measurements(
             )
         )
     return tuple(found)
+
+
+def _rate_of(step: Step, model: ModelSpec) -> str | None:
+    """What the step's time is a rate of."""
+    if step.kind == "quantize":
+        return ONE_PASS_RATE if gguf.is_one_pass(model) else QUANTIZE_RATE
+    return CONVERT_RATE if step.kind == "convert" else None
 
 
 def _tool(kind: str) -> str:
