@@ -71,43 +71,39 @@ class Blockwork:
         stored_as = stored_type(tensor, self.through)
         stored = encode(rows, tensor.dtype, stored_as, name=tensor.name, shift=tensor.shift)
         places = [layout.places[tensor.name] for layout in self.layouts]
-        made = _rooms(places, len(rows))
-        for key, out in made.items():
-            if key[0] == stored_as:
-                out[:] = stored.reshape(-1).view("u1")
-        wanted = {key: out for key, out in made.items() if key[0] != stored_as}
-        if wanted:
-            self._quantize_slabs(tensor, stored, stored_as, first, wanted, places, scratch)
-        return [
-            (number, place.offset + first * place.row_bytes, made[_key(place)]) for number, place in enumerate(places)
-        ]
-
-    def _quantize_slabs(
-        self,
-        tensor: NamedTensor,
-        stored: np.ndarray[Any, Any],
-        stored_as: str,
-        first: int,
-        wanted: dict[tuple[str, int], np.ndarray[Any, Any]],
-        places: list[Place],
-        scratch: np.ndarray[Any, Any],
-    ) -> None:
-        matrix_rows = tensor.shape[1] if len(tensor.shape) > 2 else first + len(stored)
-        step = max(SLAB_WEIGHTS // tensor.row_length, 1)
-        by_key = {_key(place): place for place in places}
+        rooms = {_key(place): _room(place, len(rows)) for place in places}
+        matrix_rows = tensor.shape[1] if len(tensor.shape) > 2 else first + len(rows)
         start = 0
         while start < len(stored):
             expert, row = divmod(first + start, matrix_rows)
             # a slab ends where a matrix of the stack ends: each expert has an importance of its own
-            end = start + min(step, matrix_rows - row, len(stored) - start)
-            values = self.kernels.to_float32(stored[start:end], stored_as, scratch)
-            check_finite(values, tensor.name)
-            for key, out in wanted.items():
-                place = by_key[key]
-                importance = None if place.importance is None else place.importance[expert]
-                room = out[start * place.row_bytes : end * place.row_bytes]
-                self.kernels.quantize(values, place.type, room, importance, name=tensor.name)
+            end = start + min(max(SLAB_WEIGHTS // tensor.row_length, 1), matrix_rows - row, len(stored) - start)
+            self._encode_slab(tensor, stored[start:end], stored_as, rooms, (start, expert), scratch)
             start = end
+        return [
+            (number, place.offset + first * place.row_bytes, rooms[_key(place)][1])
+            for number, place in enumerate(places)
+        ]
+
+    def _encode_slab(
+        self,
+        tensor: NamedTensor,
+        stored: np.ndarray[Any, Any],
+        stored_as: str,
+        rooms: dict[tuple[str, int], tuple[Place, np.ndarray[Any, Any]]],
+        where: tuple[int, int],
+        scratch: np.ndarray[Any, Any],
+    ) -> None:
+        """Fill the rows from ``where[0]`` on of every room; ``where[1]`` is the number of their expert."""
+        values = self.kernels.to_float32(stored, stored_as, scratch)
+        check_finite(values, tensor.name)
+        for place, room in rooms.values():
+            out = room[where[0] * place.row_bytes : (where[0] + len(stored)) * place.row_bytes]
+            if place.type == stored_as:
+                out[:] = stored.reshape(-1).view("u1")
+            else:
+                importance = None if place.importance is None else place.importance[where[1]]
+                self.kernels.quantize(values, place.type, out, importance, name=tensor.name)
 
 
 def _key(place: Place) -> tuple[str, int]:
@@ -115,7 +111,7 @@ def _key(place: Place) -> tuple[str, int]:
     return place.type, id(place.importance)
 
 
-def _rooms(places: list[Place], rows: int) -> dict[tuple[str, int], np.ndarray[Any, Any]]:
+def _room(place: Place, rows: int) -> tuple[Place, np.ndarray[Any, Any]]:
     import numpy as np
 
-    return {_key(place): np.empty(rows * place.row_bytes, dtype=np.uint8) for place in places}
+    return place, np.empty(rows * place.row_bytes, dtype=np.uint8)
