@@ -576,3 +576,84 @@ def test_the_reference_comes_from_memory_or_a_nameless_file(demo_checkpoint: Pat
     with sixteen_bit(dataclasses.replace(source, keep=folder / "kept.gguf"), lambda *_: None) as (path, _):
         assert path == folder / "kept.gguf"
     assert path.read_bytes() == wanted
+
+
+def fp8_checkpoint(directory: Path, source: Path, scaling: str, suffix: str = "_scale_inv") -> dict[str, Any]:
+    """The bfloat16 checkpoint ``source`` with its layers' matrices in E4M3; their values as llama.cpp reads them."""
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    directory.mkdir()
+    for path in source.iterdir():
+        if path.suffix != ".safetensors" and "index" not in path.name:
+            shutil.copy(path, directory / path.name)
+    config = json.loads((source / "config.json").read_text())
+    block = [128, 128] if scaling == "blocks" else None
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": block, "activation_scheme": "dynamic"}
+    (directory / "config.json").write_text(json.dumps(config))
+    stored: dict[str, Any] = {}
+    plain: dict[str, Any] = {}
+    for shard in sorted(source.glob("*.safetensors")):
+        with safe_open(shard, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                weights = file.get_tensor(name)
+                if ".layers." not in name or weights.ndim != 2:
+                    stored[name] = plain[name] = weights
+                    continue
+                rows, columns = weights.shape
+                wide = weights.float()
+                if scaling == "blocks":
+                    high, across = -(-rows // 128), -(-columns // 128)
+                    padded = torch.zeros(high * 128, across * 128)
+                    padded[:rows, :columns] = wide
+                    scale = padded.view(high, 128, across, 128).abs().amax((1, 3)).clamp(min=1e-9) / 448
+                    factors = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[:rows, :columns]
+                elif scaling == "rows":
+                    scale = wide.abs().amax(1, keepdim=True) / 448
+                    factors = scale
+                else:
+                    scale = (wide.abs().max() / 448).reshape(1)
+                    factors = scale
+                stored[name] = (wide / factors).to(torch.float8_e4m3fn)
+                stored[name + suffix] = scale
+                plain[name] = stored[name].float() * factors
+    save_file(stored, directory / "model.safetensors")
+    return plain
+
+
+@pytest.mark.skipif(not (find_spec("torch") and find_spec("safetensors")), reason="needs torch and safetensors")
+@pytest.mark.parametrize("scaling", ["blocks", "rows", "tensor"])
+@pytest.mark.parametrize("family", ["llama", "qwen3-moe"])
+def test_fp8_weights_are_scaled_and_go_through_f16(
+    random_checkpoint: Any, tmp_path: Path, scaling: str, family: str
+) -> None:
+    from safetensors.torch import save_file
+
+    source = random_checkpoint(family)
+    directory, plain_directory = tmp_path / "fp8", tmp_path / "plain"
+    plain = fp8_checkpoint(directory, source, scaling, "_scale" if scaling == "rows" else "_scale_inv")
+    shutil.copytree(source, plain_directory, ignore=shutil.ignore_patterns("model*"))
+    save_file({name: weights.float() for name, weights in plain.items()}, plain_directory / "model.safetensors")
+    for through in ("F32", "F16"):
+        made = one_pass(directory, tmp_path, ("Q4_K_M", "Q8_0"), threads=2, through=through)
+        for type_, found in made.items():
+            make.two_steps(plain_directory, tmp_path / "two.gguf", type_, out_type=through.lower())
+            (tmp_path / "found.gguf").write_bytes(found)
+            assert tensor_data(tmp_path / "found.gguf") == tensor_data(tmp_path / "two.gguf")
+
+
+@pytest.mark.skipif(
+    not all(find_spec(name) for name in ("torch", "safetensors", "transformers")), reason="needs torch and transformers"
+)
+@pytest.mark.parametrize("scaling", ["blocks", "tensor"])
+def test_fp8_is_what_llamacpps_own_converter_reads(random_checkpoint: Any, tmp_path: Path, scaling: str) -> None:
+    from tests.convert_fixtures import find_llama_cpp_source, script_convert
+
+    directory = tmp_path / "fp8"
+    fp8_checkpoint(directory, random_checkpoint("llama"), scaling)
+    script_convert(find_llama_cpp_source(), directory, tmp_path / "f16.gguf", "f16", pre="default")
+    make.quantize_file(tmp_path / "f16.gguf", tmp_path / "two.gguf", "Q4_K_M")
+    (made,) = one_pass(directory, tmp_path, ("Q4_K_M",), through="F16").values()
+    (tmp_path / "one.gguf").write_bytes(made)
+    assert tensor_data(tmp_path / "one.gguf") == tensor_data(tmp_path / "two.gguf")
