@@ -29,7 +29,7 @@ from planner.convert.metadata import display_name
 from planner.convert.pretokenizer import pre_tokenizer_name, signature
 from planner.convert.rows import NamedTensor, RowSlice
 from planner.convert.sentencepiece import read_sentencepiece
-from planner.convert.write import header_tensors, write_header
+from planner.convert.write import header_bytes
 from planner.core.errors import ExecutionFailed, InputError, QplanError, UnsupportedArchitecture
 from planner.formats.gguf import open_gguf
 from planner.formats.safetensors import StoredTensor, open_checkpoint
@@ -425,8 +425,7 @@ def test_no_value_in_the_side_files_gives_a_traceback(fuzzed: Path, data: st.Dat
     for file, value in files.items():
         (fuzzed / file).write_text(json.dumps(value))
     with contextlib.suppress(QplanError):
-        made = prepare(fuzzed)
-        assert write_header(fuzzed / "header", made.architecture, made.key_values, header_tensors(made)) % 32 == 0
+        assert len(header_bytes(prepare(fuzzed).key_values, [])) % 32 == 0
 
 
 def test_no_tokenizer_is_an_error(checkpoint: Path) -> None:

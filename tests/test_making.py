@@ -142,7 +142,9 @@ def test_a_bigger_buffer_is_never_more_than_llamacpp_takes(name: str) -> None:
 def measured(spec: ModelSpec, quantity: str, type_: str, factor: float, threads: int = 8) -> Measurement:
     """A step that took ``factor`` times what the formula says."""
     variant: Variant = gguf.variant(type_)
-    plain = making.uncorrected_rate(spec, variant, step("quantize", forecast(spec, variant, machine())), machine(), threads)
+    plain = making.uncorrected_rate(
+        spec, variant, step("quantize", forecast(spec, variant, machine())), machine(), threads
+    )
     rate = plain / factor
     return Measurement(
         quantity=quantity,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -485,7 +486,7 @@ def test_rows_can_be_split_anywhere(type_: str, rows: int, cuts: list[int], weig
     whole, parts = np.empty(rows * width, np.uint8), np.empty(rows * width, np.uint8)
     library.quantize(values, type_, whole, importance, name="x")
     ends = sorted({cut for cut in cuts if cut < rows} | {0, rows})
-    for start, end in zip(ends, ends[1:], strict=False):
+    for start, end in itertools.pairwise(ends):
         library.quantize(values[start:end], type_, parts[start * width : end * width], importance, name="x")
     assert np.array_equal(whole, parts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
     from planner.core.plan import Step
     from planner.execute.receipts import Receipt
+
+
+BYTES_FROM = 1 << 20
+"""Progress that counts further than this counts bytes; tensors and shares are fewer."""
+SECONDS_BETWEEN_LINES = 30.0
 
 
 @click.command("apply")
@@ -69,6 +75,31 @@ def command(
     return Exit.DONE if outcome.ok else Exit.OUTSIDE
 
 
+class Pace:
+    """How fast bytes go by."""
+
+    def __init__(self) -> None:
+        self._began = self._said = time.monotonic()
+        self._first: float | None = None
+
+    def rate(self, done: float) -> str:
+        """Bytes per second since the first call, which may begin where an earlier run stopped."""
+        self._first = done if self._first is None else self._first
+        seconds = time.monotonic() - self._began
+        return f"{format_bytes((done - self._first) / seconds)}/s" if seconds > 0.5 else ""
+
+    def left(self, done: float, total: float) -> str:
+        """The time that the rest takes at this rate."""
+        passed = done - (self._first or 0.0)
+        return format_seconds((total - done) * (time.monotonic() - self._began) / passed) if passed > 0 else "unknown"
+
+    def is_due(self) -> bool:
+        """Whether half a minute has passed since it last was."""
+        due = time.monotonic() - self._said >= SECONDS_BETWEEN_LINES
+        self._said = time.monotonic() if due else self._said
+        return due
+
+
 class Watching:
     """Progress on stderr: bars on a terminal, a line per step elsewhere."""
 
@@ -80,7 +111,13 @@ class Watching:
         if err.is_terminal:
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
             self._bars = Progress(*columns, console=err, transient=True)
             self._bars.start()
         return self
@@ -112,13 +149,21 @@ class Watching:
         return tell
 
     def _task(self, description: str) -> Callable[..., None]:
+        pace = Pace()
         if self._bars is None:
             self._say(description)
-            return lambda *_: None
+            return lambda done, total: self._now_and_then(description, pace, done, total)
         for done in self._bars.task_ids:  # one bar at a time; a finished step has its line above
             self._bars.update(done, visible=False)
-        bars, task = self._bars, self._bars.add_task(description, total=None)
-        return lambda done, total: bars.update(task, completed=done, total=total or None)
+        bars, task = self._bars, self._bars.add_task(description, total=None, rate="")
+        return lambda done, total: bars.update(
+            task, completed=done, total=total or None, rate=pace.rate(done) if total > BYTES_FROM else ""
+        )
+
+    def _now_and_then(self, description: str, pace: Pace, done: float, total: float) -> None:
+        """A line every half minute, where no bar can be drawn."""
+        if total > BYTES_FROM and pace.is_due():
+            self._say(f"{description}: {done / total:.0%}, {pace.rate(done)}, {pace.left(done, total)} left")
 
     def _say(self, text: str) -> None:
         if self._bars is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,18 +18,16 @@ from planner.convert.metadata import display_name, key_values
 from planner.convert.rows import FLOAT_DTYPES, NamedTensor
 from planner.convert.support import open_config
 from planner.convert.vocab import read_vocabulary
-from planner.core.errors import ExecutionFailed, MissingDependency, UsageError
+from planner.core.errors import ExecutionFailed, InputError, MissingDependency, UsageError
 from planner.core.job import partial_path
 from planner.core.units import format_bytes, pad
-from planner.formats import ggml
+from planner.formats.gguf_skeleton import Int32, StoredTensor, Value, header
 from planner.formats.safetensors import open_checkpoint
 
 OUT_TYPES = ("auto", "f32", "f16", "bf16")
 ALIGNMENT = 32
 """``GGUF_DEFAULT_ALIGNMENT``: every tensor starts at a multiple of it."""
 
-HeaderTensor = tuple[str, tuple[int, ...], str]
-"""(name, shape in ggml's order, ggml type) of a tensor as a header lists it."""
 Progress = Callable[[int, int], None]
 """Called with the tensor bytes written so far and in all."""
 
@@ -149,8 +148,9 @@ def write_conversion(path: Path, conversion: Conversion, progress: Progress | No
         OSError: it cannot be written.
     """
     total = sum(conversion.stored_bytes(tensor) for tensor in conversion.tensors)
-    offset = write_header(path, conversion.architecture, conversion.key_values, header_tensors(conversion))
-    _write_data(path, conversion, offset, total, progress or _ignore)
+    made = header_bytes(conversion.key_values, _stored_tensors(conversion))
+    path.write_bytes(made)
+    _write_data(path, conversion, len(made), total, progress or _ignore)
 
 
 def _ignore(done_bytes: int, total_bytes: int) -> None:
@@ -170,41 +170,31 @@ def require_packages() -> None:
         )
 
 
-def header_tensors(conversion: Conversion) -> list[HeaderTensor]:
-    """The tensors of a file that ``conversion`` describes, as ``write_header`` takes them."""
+def _stored_tensors(conversion: Conversion) -> list[StoredTensor]:
     return [(tensor.name, tensor.shape, conversion.stored_type(tensor)) for tensor in conversion.tensors]
 
 
-def write_header(path: Path, architecture: str, key_values: list[KeyValue], tensors: list[HeaderTensor]) -> int:
-    """Write magic, key-values and tensor infos to the file ``path``; gives the offset of the first tensor.
+def header_bytes(key_values: list[KeyValue], tensors: list[StoredTensor]) -> bytes:
+    """Magic, key-values and tensor infos, padded: where it ends the first tensor begins.
 
     The tensors' data is to follow in the order of ``tensors``, each padded to ``ALIGNMENT``.
-    """
-    import gguf
-    import numpy as np
 
-    writer = gguf.GGUFWriter(path=None, arch=architecture)
-    kinds = {
-        "u32": gguf.GGUFValueType.UINT32,
-        "i32": gguf.GGUFValueType.INT32,
-        "f32": gguf.GGUFValueType.FLOAT32,
-        "bool": gguf.GGUFValueType.BOOL,
-        "string": gguf.GGUFValueType.STRING,
-        "array": gguf.GGUFValueType.ARRAY,
-        "bytes": gguf.GGUFValueType.ARRAY,
-    }
-    writer.kv_data[0].clear()
-    for entry in key_values:
-        writer.add_key_value(entry.key, entry.value, kinds[entry.kind])
-    for name, shape, type_ in tensors:
-        # a number, as the package may not know the type's name; beside it the numpy type says nothing
-        number: Any = ggml.type_traits(type_).id
-        writer.add_tensor_info(name, shape[::-1], np.dtype("<f4"), ggml.tensor_bytes(type_, shape), raw_dtype=number)
-    writer.write_header_to_file(path=path)
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    return pad(path.stat().st_size, ALIGNMENT)
+    Raises:
+        InputError: a value does not fit in its GGUF type (``bad-config``).
+    """
+    try:
+        return header({entry.key: _value(entry) for entry in key_values}, tensors)
+    except (struct.error, TypeError, ValueError, OverflowError, UnicodeEncodeError) as error:
+        raise InputError("the model's settings cannot be written", numbers=str(error), code="bad-config") from None
+
+
+def _value(entry: KeyValue) -> Value:
+    if entry.kind == "i32":
+        return Int32(entry.value)
+    if entry.kind == "bytes":
+        return bytes(entry.value)
+    value: Value = entry.value
+    return value
 
 
 def _write_data(partial: Path, conversion: Conversion, offset: int, total_bytes: int, progress: Progress) -> None:

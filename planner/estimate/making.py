@@ -90,7 +90,7 @@ def forecast(
     steps = get(variant.method).steps(model, variant)
     if variant.method != "gguf":
         return tuple(_served(model, variant, step, site) if step.kind == "quantize" else step for step in steps)
-    makers = {"convert": _converting, "quantize": _passing if gguf.is_one_pass(model) else _quantizing}
+    makers = {"convert": _converting, "quantize": _passing if gguf.is_one_pass(model, variant) else _quantizing}
     return tuple(makers[step.kind](model, variant, step, site) if step.kind in makers else step for step in steps)
 
 

@@ -174,7 +174,7 @@ def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
     target = serving.artifact_name(model, variant)
     made = size(model, variant).file_bytes
     verify = Step(name="verify", kind="verify", method="gguf", source="quantize")
-    if model.source.is_gguf or (is_one_pass(model) and variant.type not in FULL_PRECISION):
+    if model.source.is_gguf or is_one_pass(model, variant):
         quantize = _quantize_step(model, variant, "model", target, made)
         return (quantize, verify)
     if variant.type in FULL_PRECISION:
@@ -185,9 +185,13 @@ def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
     return (convert, _quantize_step(model, variant, "convert", target, made), verify)
 
 
-def is_one_pass(model: ModelSpec) -> bool:
-    """Whether a checkpoint of this architecture is quantized without a 16-bit file in between."""
-    return not model.source.is_gguf and model.architecture in converted_architectures()
+def is_one_pass(model: ModelSpec, variant: Variant) -> bool:
+    """Whether a checkpoint of this architecture becomes ``variant`` without a 16-bit file in between.
+
+    An importance matrix is measured on the 16-bit model, so that it is there to be quantized from.
+    """
+    straight = variant.type not in FULL_PRECISION and not variant.imatrix
+    return straight and not model.source.is_gguf and model.architecture in converted_architectures()
 
 
 def reference_type(model: ModelSpec) -> str:

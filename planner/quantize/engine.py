@@ -134,10 +134,7 @@ def _prepare(directory: Path, targets: tuple[Target, ...], model_name: str | Non
     if not targets or len({target.output.absolute() for target in targets}) < len(targets):
         raise UsageError("each output needs a name of its own", numbers=", ".join(str(t.output) for t in targets))
     conversion = prepare(directory, model_name=model_name)
-    try:
-        layouts = tuple(lay_out(conversion, target) for target in targets)
-    except OSError as error:
-        raise write_error(targets[0].output, error) from None
+    layouts = tuple(lay_out(conversion, target) for target in targets)
     run = _Run(conversion, layouts, shards(conversion.tensors), "")
     run.key = _key(run, through)
     return run

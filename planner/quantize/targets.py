@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from planner.convert.keyvalue import KeyValue, u32
 from planner.convert.metadata import QUANTIZATION_VERSION
 from planner.convert.rows import NamedTensor
-from planner.convert.write import ALIGNMENT, Conversion, write_header
+from planner.convert.write import ALIGNMENT, Conversion, header_bytes
 from planner.core.errors import InputError, UsageError
 from planner.core.job import partial_path
 from planner.core.units import pad
@@ -90,22 +90,16 @@ def lay_out(conversion: Conversion, target: Target) -> Layout:
         )
     # a trailing dimension of one is not written (`ggml_n_dims`)
     listed = [(tensor.name, _trimmed(tensor.shape), target.types[tensor.name]) for tensor in tensors]
-    partial = partial_path(target.output)
-    scratch = partial.with_name(partial.name + ".header")
-    try:
-        offset = write_header(scratch, conversion.architecture, _key_values(conversion, target), listed)
-        header = scratch.read_bytes()
-    finally:
-        scratch.unlink(missing_ok=True)
+    header = header_bytes(_key_values(conversion, target), listed)
     places = {}
-    position = offset
+    position = len(header)
     for tensor in tensors:
         type_ = target.types[tensor.name]
         places[tensor.name] = Place(
             type_, position, ggml.row_bytes(type_, tensor.row_length), _importance_of(tensor, type_, target)
         )
         position += pad(ggml.tensor_bytes(type_, tensor.shape), ALIGNMENT)
-    return Layout(target=target, places=places, header=header.ljust(offset, b"\0"), file_bytes=position)
+    return Layout(target=target, places=places, header=header, file_bytes=position)
 
 
 def _order(name: str) -> tuple[int, bytes]:

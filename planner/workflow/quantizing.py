@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from planner import FORMAT_VERSION
+from planner.convert import converted_architectures
 from planner.core.errors import ExecutionFailed, UsageError
 from planner.core.estimates import Prediction
 from planner.core.hardware import HardwareProfile
@@ -103,7 +104,7 @@ def _checkpoint(model: ModelSpec, options: QuantizeOptions) -> Path:
             hint="give a checkpoint directory, a hub id or a catalog name; `qplan plan` takes 16-bit GGUF files too",
             code="not-a-checkpoint",
         )
-    if not gguf.is_one_pass(model) or conversion_note(model) is not None:
+    if model.architecture not in converted_architectures() or conversion_note(model) is not None:
         raise UsageError(
             f"qplan does not convert {model.architecture} checkpoints like this itself",
             numbers=conversion_note(model) or "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any
 
+from planner.core.candidate import Variant
 from planner.core.codec import encode
 from planner.core.estimates import Prediction
 from planner.core.hardware import HardwareProfile
@@ -82,7 +83,7 @@ def measurements(
     found = []
     for step in fresh:
         receipt = receipts.get(step.name)
-        quantity = _rate_of(step, model)
+        quantity = _rate_of(step, model, plan.variant)
         if receipt is None or quantity is None or receipt.seconds <= 0:
             continue
         rate = model.parameter_count / receipt.seconds
@@ -111,10 +112,10 @@ def measurements(
     return tuple(found)
 
 
-def _rate_of(step: Step, model: ModelSpec) -> str | None:
+def _rate_of(step: Step, model: ModelSpec, variant: Variant) -> str | None:
     """What the step's time is a rate of."""
     if step.kind == "quantize":
-        return ONE_PASS_RATE if gguf.is_one_pass(model) else QUANTIZE_RATE
+        return ONE_PASS_RATE if gguf.is_one_pass(model, variant) else QUANTIZE_RATE
     return CONVERT_RATE if step.kind == "convert" else None
 
 
