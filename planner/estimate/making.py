@@ -44,6 +44,8 @@ CONVERT_BASE_BYTES = 63 * MIB
 QUANTIZE_BASE_BYTES = 56 * MIB
 """Resident memory of a child that converts, and one that quantizes, before tensors (Linux x86-64, 2026-11-23)."""
 CONVERT_BLOCK_BYTES = 32 * MIB
+PASS_SECONDS_PER_TOKEN = 1e-5
+"""Of the vocabulary: read, written, and loaded by llama.cpp to compare token ids (32,000 tokens, 2026-11-26)."""
 PASS_BASE_BYTES = 58 * MIB
 """Of a child that quantizes a checkpoint in one pass, before blocks and vocabulary (Linux x86-64, 2026-11-26)."""
 PASS_BLOCK_BYTES, PASS_BUFFER_BYTES = 8 * MIB, 256 * MIB
@@ -203,7 +205,8 @@ def _one_pass(model: ModelSpec, variants: tuple[Variant, ...], step: Step, site:
         ("writing on one core", writing, "s"),
         ("cores", cores, ""),
     )
-    seconds = _seconds(START_SECONDS, work + hashed * _hash_seconds(output), source + output, terms)
+    start = START_SECONDS + PASS_SECONDS_PER_TOKEN * model.n_vocab
+    seconds = _seconds(start, work + hashed * _hash_seconds(output), source + output, terms)
     memory = _one_pass_memory(model, source, output, site.threads)
     return replace(
         step,
