@@ -14,8 +14,9 @@ import numpy as np
 
 from planner import models
 from planner.convert import convert_checkpoint
-from planner.methods import gguf_mix
+from planner.methods import gguf, gguf_mix
 from planner.quantize import Target
+from planner.workflow.applying import tensor_types
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE: dict[str, Any] = {
@@ -43,13 +44,10 @@ def checkpoints() -> ModuleType:
 
 def target(directory: Path, output: Path, type_: str, importance: Mapping[str, Any] | None = None) -> Target:
     """``output`` as ``type_`` of the checkpoint in ``directory``."""
-    model = models.resolve(str(directory))
-    types = gguf_mix.tensor_types(model, type_, importance is not None)
-    names = [tensor.name for tensor in model.tensors]
     return Target(
         output=output,
         file_type=gguf_mix.file_type(type_).id,
-        types=dict(zip(names, types, strict=True)),
+        types=tensor_types(directory, gguf.variant(type_, None, importance is not None)),
         importance=importance,
     )
 

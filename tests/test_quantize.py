@@ -107,6 +107,16 @@ def test_every_family_is_byte_for_byte_that_of_two_steps(
         assert made[type_] == make.two_steps(directory, tmp_path / "two.gguf", type_), type_
 
 
+def test_an_output_matrix_that_is_tied_and_stored_is_left_out(random_checkpoint: Any, tmp_path: Path) -> None:
+    directory = tmp_path / "llama-BF16"
+    shutil.copytree(random_checkpoint("llama"), directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    (made,) = one_pass(directory, tmp_path, ("Q4_K_M",)).values()
+    assert made == make.two_steps(directory, tmp_path / "two.gguf", "Q4_K_M")
+    assert "output.weight" not in tensor_data(tmp_path / "two.gguf")
+
+
 def engine_check() -> Any:
     from planner.convert.check import TokenizerCheck
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from planner.convert.support import can_convert, converted_architectures, supported_model_types
+from planner.convert.support import can_convert, supported_model_types
 
 if TYPE_CHECKING:
     from planner.convert.check import TokenizerCheck, check_tokenizer, require_same_tokens
@@ -23,7 +23,6 @@ __all__ = [
     "check_tokenizer",
     "convert_checkpoint",
     "convert_with_script",
-    "converted_architectures",
     "find_script",
     "prepare",
     "require_same_tokens",

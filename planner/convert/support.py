@@ -20,11 +20,6 @@ def supported_model_types() -> tuple[str, ...]:
     return tuple(name for family in FAMILIES for name in family.model_types)
 
 
-def converted_architectures() -> frozenset[str]:
-    """llama.cpp's names of the architectures that some supported model type becomes."""
-    return frozenset(family.architecture for family in FAMILIES)
-
-
 def can_convert(config: Mapping[str, Any]) -> str | None:
     """Why a checkpoint with this ``config.json`` cannot be converted here; ``None`` if it can."""
     family = find_family(config.get("model_type"))

@@ -46,6 +46,7 @@ QUANTIZE_BASE_BYTES = 56 * MIB
 CONVERT_BLOCK_BYTES = 32 * MIB
 PASS_SECONDS_PER_TOKEN = 1e-5
 """Of the vocabulary: read, written, and loaded by llama.cpp to compare token ids (32,000 tokens, 2026-11-26)."""
+LARGE_VOCABULARY = 150_000
 PASS_BASE_BYTES = 58 * MIB
 """Of a child that quantizes a checkpoint in one pass, before blocks and vocabulary (Linux x86-64, 2026-11-26)."""
 PASS_BLOCK_BYTES, PASS_BUFFER_BYTES = 8 * MIB, 256 * MIB
@@ -285,11 +286,13 @@ def _corrected(model: ModelSpec, step: Step, formula: Prediction, site: _Site, q
             value=seconds, low=0.7 * seconds, high=1.5 * seconds, basis=MEASURED, source=told, terms=formula.terms
         )
     total = weighted = 0.0
+    # a measurement does not tell its vocabulary, so that of one pass is taken to be large
+    idle = START_SECONDS + (PASS_SECONDS_PER_TOKEN * LARGE_VOCABULARY if quantity == ONE_PASS_RATE else 0.0)
     for m in known:
         if not m.predicted or not m.weights_bytes:
             continue
         took, said = m.weights_bytes / m.value, m.weights_bytes / m.predicted
-        weight = max(0.0, 1 - START_SECONDS / said) * (1.0 if m.type == step.type else 0.5)
+        weight = max(0.0, 1 - idle / said) * (1.0 if m.type == step.type else 0.5)
         total, weighted = total + weight, weighted + weight * log(took / said)
     if total <= 0:
         return formula

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from planner.convert import converted_architectures
 from planner.core.candidate import Candidate, KernelUse, Placement, Rejection, Variant
 from planner.core.errors import InputError, UsageError
 from planner.core.estimates import SizeEstimate
@@ -186,12 +185,12 @@ def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
 
 
 def is_one_pass(model: ModelSpec, variant: Variant) -> bool:
-    """Whether a checkpoint of this architecture becomes ``variant`` without a 16-bit file in between.
+    """Whether a checkpoint becomes ``variant`` without a 16-bit file in between.
 
     An importance matrix is measured on the 16-bit model, so that it is there to be quantized from.
     """
     straight = variant.type not in FULL_PRECISION and not variant.imatrix
-    return straight and not model.source.is_gguf and model.architecture in converted_architectures()
+    return straight and model.convertible and not model.source.is_gguf
 
 
 def reference_type(model: ModelSpec) -> str:

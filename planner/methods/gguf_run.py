@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -13,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner.core.errors import ExecutionFailed, InputError, StalePlan
+from planner.core.errors import ExecutionFailed, InputError
 from planner.core.job import Job, QuantizedFile, QuantizeJob
 from planner.core.units import MIB, format_bytes
 from planner.methods import gguf_mix
@@ -48,36 +46,15 @@ def _convert(job: Job, progress: Progress) -> dict[str, Any]:
 
     directory, output = Path(job.source), Path(job.output)
     out_type = (job.step.type or "auto").lower()
-    if _refusal_to_convert(job) is not None:
-        made = convert.convert_with_script(directory, output, out_type, _checkout(job), progress)
+    reason = convert.can_convert(json.loads((directory / "config.json").read_text("utf-8")))
+    if reason is not None:
+        if job.llama_cpp_directory is None:
+            raise InputError(reason, hint="give a llama.cpp checkout with --llama-cpp DIR", code="no-converter")
+        made = convert.convert_with_script(directory, output, out_type, Path(job.llama_cpp_directory), progress)
     else:
         made = convert.convert_checkpoint(
             directory, output, out_type=out_type, progress=progress, model_name=job.model_name
         )
-    return {"notes": [*made.notes, *_checked_tokens(directory, output)]}
-
-
-def _refusal_to_convert(job: Job) -> str | None:
-    """Why qplan does not convert the checkpoint itself.
-
-    Raises:
-        InputError: neither does it, nor is llama.cpp's own converter given (``no-converter``).
-    """
-    from planner import convert
-
-    reason = convert.can_convert(json.loads((Path(job.source) / "config.json").read_text("utf-8")))
-    if reason is not None and job.llama_cpp_directory is None:
-        raise InputError(reason, hint="give a llama.cpp checkout with --llama-cpp DIR", code="no-converter")
-    return reason
-
-
-def _checkout(job: Job) -> Path | None:
-    return Path(job.llama_cpp_directory) if job.llama_cpp_directory else None
-
-
-def _checked_tokens(directory: Path, output: Path) -> list[str]:
-    from planner import convert
-
     check = convert.check_tokenizer(directory, output)
     if check.same is False:
         output.unlink(missing_ok=True)
@@ -87,13 +64,11 @@ def _checked_tokens(directory: Path, output: Path) -> list[str]:
             hint="add tokenizer.model to the checkpoint if its publisher has one",
             code="tokenizer-differs",
         )
-    return [f"tokenizer: {check.detail}"]
+    return {"notes": [*made.notes, f"tokenizer: {check.detail}"]}
 
 
 def _quantize_checkpoint(job: Job, progress: Progress) -> dict[str, Any]:
-    """Straight from the checkpoint, or, where only llama.cpp's converter knows it, by way of a 16-bit file."""
-    if _refusal_to_convert(job) is not None:
-        return _quantize_by_script(job, progress)
+    """Straight from the checkpoint."""
     from planner.quantize import quantize_checkpoint
 
     file = QuantizedFile(path=job.output, type=str(job.step.type), tensor_types=job.tensor_types or {})
@@ -137,35 +112,6 @@ def _target(file: QuantizedFile) -> Target:
 def _hash_notes(job: Job, found: Mapping[str, str]) -> list[str]:
     pinned = sum(name in (job.pins or {}) for name in found)
     return [f"{pinned} of {len(found)} weight files have the SHA-256 that was planned for"] if job.pins else []
-
-
-def _quantize_by_script(job: Job, progress: Progress) -> dict[str, Any]:
-    """A 16-bit file by llama.cpp's converter, quantized and removed."""
-    from planner import convert
-
-    directory, output = Path(job.source), Path(job.output)
-    _check_pins(directory, job.pins or {})
-    between = output.with_name(f".{output.name}.16bit")
-    try:
-        made = convert.convert_with_script(directory, between, "auto", _checkout(job), progress)
-        tokens = _checked_tokens(directory, between)
-        _quantize(dataclasses.replace(job, source=str(between)), progress)
-    finally:
-        between.unlink(missing_ok=True)
-    return {"notes": [*made.notes, *tokens]}
-
-
-def _check_pins(directory: Path, pins: Mapping[str, str]) -> None:
-    for name, sha256 in pins.items():
-        with (directory / name).open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != sha256:
-            raise StalePlan(
-                f"{directory / name} is not the file that was planned for",
-                numbers=f"SHA-256 {sha256[:16]}… expected, {found[:16]}… read",
-                hint="download it again, or make a new plan with `qplan plan`",
-                code="model-changed",
-            )
 
 
 def _quantize(job: Job, progress: Progress) -> dict[str, Any]:

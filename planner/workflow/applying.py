@@ -143,11 +143,17 @@ def gguf_in_one_pass(plan: Plan) -> bool:
 
 
 def tensor_types(checkpoint: Path, variant: Variant) -> dict[str, str]:
-    """GGUF tensor name → ggml type of every tensor of the checkpoint as it is on the disk."""
+    """GGUF tensor name → ggml type of every tensor that the checkpoint, as it is on the disk, is converted to."""
     from planner import models
+    from planner.convert.mapping import stream
+    from planner.convert.support import open_config
+    from planner.formats.safetensors import open_checkpoint
     from planner.methods import gguf
 
+    made = {tensor.name for tensor in stream(open_checkpoint(checkpoint), open_config(checkpoint)[0])}
     model = models.resolve(str(checkpoint))
+    # an output matrix that is stored although it is tied is left out, and then the mix is that of a tied model
+    model = dataclasses.replace(model, tensors=tuple(tensor for tensor in model.tensors if tensor.name in made))
     return dict(zip((tensor.name for tensor in model.tensors), gguf.tensor_types(model, variant), strict=True))
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from planner import FORMAT_VERSION
-from planner.convert import converted_architectures
 from planner.core.errors import ExecutionFailed, UsageError
 from planner.core.estimates import Prediction
 from planner.core.hardware import HardwareProfile
@@ -104,10 +103,10 @@ def _checkpoint(model: ModelSpec, options: QuantizeOptions) -> Path:
             hint="give a checkpoint directory, a hub id or a catalog name; `qplan plan` takes 16-bit GGUF files too",
             code="not-a-checkpoint",
         )
-    if model.architecture not in converted_architectures() or conversion_note(model) is not None:
+    if not model.convertible:
         raise UsageError(
-            f"qplan does not convert {model.architecture} checkpoints like this itself",
-            numbers=conversion_note(model) or "",
+            f"qplan does not convert {model.name} itself",
+            numbers=conversion_note(model) or f"architecture {model.architecture}",
             hint="`qplan plan`, then `qplan apply --llama-cpp DIR`, goes by llama.cpp's converter",
             code="no-converter",
         )
