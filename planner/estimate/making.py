@@ -207,7 +207,7 @@ def _one_pass(model: ModelSpec, variants: tuple[Variant, ...], step: Step, site:
         ("cores", cores, ""),
     )
     start = START_SECONDS + PASS_SECONDS_PER_TOKEN * model.n_vocab
-    seconds = _seconds(start, work + hashed * _hash_seconds(output), source + output, terms)
+    seconds = _seconds(start, work + hashed * _hash_seconds(output), source + output, terms, aside=True)
     memory = _one_pass_memory(model, source, output, site.threads)
     return replace(
         step,
@@ -257,10 +257,16 @@ def _memory(value: float, high: float, source: str) -> Prediction:
     return Prediction(value=value, low=0.85 * value, high=max(high, 1.15 * value), basis=FORMULA, source=source)
 
 
-def _seconds(start: float, work: float, moved_bytes: float, terms: tuple[tuple[str, float, str], ...]) -> Prediction:
-    """``start + work`` and the time of the disk, of which the quick end sees nothing: the page cache takes it."""
+def _seconds(
+    start: float, work: float, moved_bytes: float, terms: tuple[tuple[str, float, str], ...], *, aside: bool = False
+) -> Prediction:
+    """``start + work`` and the time of the disk, of which the quick end sees nothing: the page cache takes it.
+
+    ``aside``: threads of their own read and write, so that only what exceeds the work is waited for.
+    """
     disk = moved_bytes / DISK_BYTES_PER_SECOND
-    value = start + work + 0.25 * disk
+    waiting = max(0.0, 0.25 * disk - work) if aside else 0.25 * disk
+    value = start + work + waiting
     slow = max(0.0, moved_bytes - 1 * GIB) / SLOW_DISK_BYTES_PER_SECOND
     return Prediction(
         value=value,
@@ -268,7 +274,7 @@ def _seconds(start: float, work: float, moved_bytes: float, terms: tuple[tuple[s
         high=2.5 * start + max(work * CPU_SPREAD + disk, work + slow),
         basis=FORMULA,
         source=_SOURCE,
-        terms=(("starting", start, "s"), *terms, ("reading and writing", 0.25 * disk, "s")),
+        terms=(("starting", start, "s"), *terms, ("reading and writing", waiting, "s")),
     )
 
 

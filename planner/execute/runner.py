@@ -14,7 +14,7 @@ from planner.core.errors import ExecutionFailed
 from planner.core.job import Job, leave_only_progress
 from planner.core.plan import Plan, Step
 from planner.execute import receipts
-from planner.execute.process import Progress, run_child
+from planner.execute.process import Progress, run_child, was_cut_off
 from planner.models.fingerprint import WEIGHT_SUFFIXES, sha256_of
 
 
@@ -138,8 +138,9 @@ def _run_step(plan: Plan, step: Step, place: Workplace, key: str, progress: Prog
     log = place.output / receipts.FOLDER / f"{step.name}.log"
     try:
         result = run_child("planner.execute.child", job, what=f"step {step.name}", log=log, progress=progress)
-    except BaseException:
-        leave_only_progress([output])  # an interrupted or crashed child had no time to tidy up
+    except BaseException as error:
+        if was_cut_off(error):
+            leave_only_progress([output])
         raise
     return receipts.Receipt(
         step=step.name,
@@ -150,6 +151,7 @@ def _run_step(plan: Plan, step: Step, place: Workplace, key: str, progress: Prog
         seconds=round(time.monotonic() - started, 3),
         peak_memory_bytes=result.get("peak_memory_bytes"),
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        resumed=bool(result.get("resumed")),
         notes=tuple(result.get("notes", ())),
     )
 

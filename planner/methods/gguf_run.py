@@ -80,7 +80,8 @@ def _quantize_checkpoint(job: Job, progress: Progress) -> dict[str, Any]:
         pins=job.pins,
         progress=progress,
     )
-    return {"notes": [*made.notes, *_hash_notes(job, made.source_sha256)]}
+    notes = [*made.notes, *_hash_notes(job, made.source_sha256)]
+    return {"notes": notes, "resumed": made.resumed_units > 0}
 
 
 def quantize_many(job: QuantizeJob, progress: Progress) -> dict[str, Any]:

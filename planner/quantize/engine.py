@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from planner import __version__
 from planner.convert.check import require_same_tokens
 from planner.convert.write import Conversion, prepare, require_packages, reserve, sync, write_error
 from planner.core.codec import content_sha256
 from planner.core.errors import QplanError, UsageError
 from planner.core.job import journal_path, leave_only_progress
 from planner.quantize import journal, kernels
-from planner.quantize.pipeline import Pipeline
+from planner.quantize.pipeline import Pipeline, Tally
 from planner.quantize.sources import Shard, shards
 from planner.quantize.targets import Layout, Target, lay_out
 from planner.quantize.work import AUTO, THROUGH, Blockwork
@@ -103,14 +104,18 @@ def quantize_checkpoint(
     run = _prepare(directory, targets, model_name, through)
     library.prepare({type_ for target in targets for type_ in target.types.values()})
     blockwork = Blockwork(run.layouts, library, through)
-    with _held(run) as book, ExitStack() as stack:
+    tally = Tally()
+    notes: tuple[str, ...] = ()
+    with _held(run) as book:
         _look_for_earlier(run, book)
-        files = [stack.enter_context(_opened(layout, fresh=not run.resumes)) for layout in run.layouts]
-        notes = _begin(directory, run, blockwork, files)
-        pipeline = _pipeline(run, blockwork, files, threads, pins or {})
-        _carry_out(run, book, pipeline, files, progress or _ignore, checkpoint_seconds)
+        if not run.earlier.complete:
+            with ExitStack() as stack:
+                files = [stack.enter_context(_opened(layout, fresh=not run.resumes)) for layout in run.layouts]
+                notes = _begin(directory, run, blockwork, files)
+                pipeline = _pipeline(run, blockwork, files, threads, pins or {})
+                _carry_out(run, book, pipeline, files, progress or _ignore, checkpoint_seconds)
+                tally = pipeline.tally
         _finish(run)
-    tally = pipeline.tally
     hashes = {name: str(facts["sha256"]) for name, facts in run.earlier.shards.items()}
     return QuantizeResult(
         file_bytes=tuple(layout.file_bytes for layout in run.layouts),
@@ -183,6 +188,7 @@ def _key(run: _Run, through: str) -> str:
     ]
     status = [(shard.path, shard.path.stat()) for shard in run.sources]
     content = {
+        "qplan": __version__,
         "through": through,
         "outputs": outputs,
         "library": hashlib.sha256(library.read_bytes()).hexdigest(),
@@ -215,8 +221,6 @@ def _is_partial_of(layout: Layout, *, complete: bool) -> bool:
 
 def _opened(layout: Layout, *, fresh: bool) -> IO[bytes]:
     """The partial file, at its full size with its header."""
-    if not fresh and not layout.partial.exists():
-        return layout.target.output.open("r+b", buffering=0)
     file = layout.partial.open("w+b" if fresh else "r+b", buffering=0)
     try:
         if fresh:
@@ -231,8 +235,6 @@ def _opened(layout: Layout, *, fresh: bool) -> IO[bytes]:
 
 def _begin(directory: Path, run: _Run, blockwork: Blockwork, files: list[IO[bytes]]) -> tuple[str, ...]:
     """Write the computed tensors, and compare the tokenizer: before hours of work, not after."""
-    if run.earlier.complete:
-        return ()
     for tensor in run.conversion.tensors:
         if tensor.constant:
             (values,) = tensor.blocks()
@@ -291,8 +293,7 @@ def _carry_out(
             last = time.monotonic()
 
     pipeline.run(tick)
-    _, finished = pipeline.tally.take()
-    run.earlier.shards.update(finished)
+    checkpoint()
     for file in files:
         os.fsync(file.fileno())
     book.complete()
@@ -323,6 +324,7 @@ def describe(result: QuantizeResult) -> dict[str, Any]:
     return {
         "read_bytes": result.read_bytes,
         "written_bytes": result.written_bytes,
+        "resumed": result.resumed_units > 0,
         "source_sha256": dict(result.source_sha256),
         "cpu_seconds": {name: round(value, 3) for name, value in result.cpu_seconds.items()},
     }

@@ -17,7 +17,7 @@ from planner.core.job import QuantizedFile, QuantizeJob, leave_only_progress
 from planner.core.model import ModelSpec
 from planner.core.plan import Step
 from planner.execute import obtain, preflight
-from planner.execute.process import run_child
+from planner.execute.process import run_child, was_cut_off
 from planner.methods import gguf, serving
 from planner.workflow.survey import calibration_of, survey
 
@@ -147,8 +147,9 @@ def quantize(prepared: Prepared, watcher: Watcher) -> dict[str, Any]:
                 log=Path(folder) / "log",
                 progress=watcher.started(prepared.step),
             )
-    except BaseException:
-        leave_only_progress([Path(file.path) for file in prepared.job.files])
+    except BaseException as error:
+        if was_cut_off(error):
+            leave_only_progress([Path(file.path) for file in prepared.job.files])
         raise
     return document(prepared, made, time.monotonic() - began)
 
@@ -181,6 +182,7 @@ def document(prepared: Prepared, made: dict[str, Any] | None, seconds: float | N
             for file, predicted in files
         ],
         "seconds": _beside(step.predicted_seconds, seconds),
+        "resumed": told.get("resumed"),
         "peak_memory_bytes": _beside(step.predicted_memory, told.get("peak_memory_bytes")),
         "read_bytes": told.get("read_bytes"),
         "written_bytes": told.get("written_bytes"),

@@ -40,7 +40,8 @@ def _verdicts(step: Step, receipt: Receipt) -> list[dict[str, Any]]:
     slack = (size or 0.0) * FILE_TOLERANCE_FRACTION
     found = []
     if step.predicted_seconds is not None:
-        found.append(_row(STEP_SECONDS, stretched(step.predicted_seconds), receipt.seconds))
+        seconds = None if receipt.resumed else receipt.seconds
+        found.append(_row(STEP_SECONDS, stretched(step.predicted_seconds), seconds))
     if step.predicted_memory is not None:
         found.append(_row(PEAK_MEMORY, stretched(step.predicted_memory), receipt.peak_memory_bytes))
     if size is not None:
@@ -84,7 +85,7 @@ def measurements(
     for step in fresh:
         receipt = receipts.get(step.name)
         quantity = _rate_of(step, model, plan.variant)
-        if receipt is None or quantity is None or receipt.seconds <= 0:
+        if receipt is None or quantity is None or receipt.resumed or receipt.seconds <= 0:
             continue
         rate = model.parameter_count / receipt.seconds
         found.append(
