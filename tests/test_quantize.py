@@ -575,7 +575,7 @@ def test_the_reference_comes_from_memory_or_a_nameless_file(demo_checkpoint: Pat
     wanted = (tmp_path / "wanted.gguf").read_bytes()
     folder = tmp_path / "out"
     folder.mkdir()
-    source = Source(checkpoint=demo_checkpoint, type="bf16", folder=folder, memory_bytes=1 << 30)
+    source = Source(checkpoint=demo_checkpoint, folder=folder, memory_bytes=1 << 30)
     said = []
     for memory in (1 << 30, 1 << 20, None):
         with sixteen_bit(dataclasses.replace(source, memory_bytes=memory), lambda *_: None) as (path, note):

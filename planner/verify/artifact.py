@@ -10,7 +10,7 @@ from pathlib import Path
 
 from planner.core.candidate import Placement, Variant
 from planner.core.data import data_path
-from planner.core.errors import InputError, MissingDependency, UnsupportedArchitecture
+from planner.core.errors import ExecutionFailed, InputError, MissingDependency, UnsupportedArchitecture
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import (
     DECODE,
@@ -24,6 +24,7 @@ from planner.core.measurement import (
 )
 from planner.core.plan import Expectation
 from planner.core.units import GIB, format_bytes
+from planner.verify.reference import NO_ROOM
 from planner.verify.run import Progress, run_trial
 from planner.verify.trial import QUALITY, SPEED, QualityTrial, SpeedTrial, TrialRequest, TrialResult
 from planner.verify.verdicts import Measured, Verdict, all_ok, verdicts
@@ -80,7 +81,6 @@ def verify_artifact(
     placement: Placement,
     hardware: HardwareProfile,
     reference: Path | None = None,
-    reference_type: str = "auto",
     keep_reference: Path | None = None,
     text: Path | None = None,
     expectations: Sequence[Expectation] = (),
@@ -99,7 +99,6 @@ def verify_artifact(
         artifact: a GGUF file, the first part of a split one.
         reference: the 16-bit GGUF it was quantized from, or the checkpoint directory, of which a 16-bit model is made
             for the while; without it no quality is measured.
-        reference_type: ``bf16`` or ``f16``, for a checkpoint.
         keep_reference: a file to keep that 16-bit model in.
         text: held-out text in UTF-8; ``None`` takes the one that comes with qplan.
         budget_seconds: wall time to stay near.
@@ -119,7 +118,6 @@ def verify_artifact(
         kind=QUALITY,
         budget_seconds=budget_seconds * _QUALITY_SHARE,
         max_chunks=max_chunks,
-        reference_type=reference_type,
         reference_keep=str(keep_reference) if keep_reference else None,
         repack=speed_trial is None or speed_trial.speed is None or speed_trial.speed.repack,
     )
@@ -225,8 +223,8 @@ def _quality(
     except (MissingDependency, UnsupportedArchitecture) as error:
         notes.append(f"quality was not measured: {error.what}; {error.hint}")
         return None
-    except InputError as error:
-        if error.code != "text-too-short" or text is not None:
+    except (InputError, ExecutionFailed) as error:
+        if error.code != NO_ROOM and (error.code != "text-too-short" or text is not None):
             raise
         notes.append(f"quality was not measured: {error.what} ({error.numbers})")
         return None

@@ -67,7 +67,6 @@ def _quality(request: TrialRequest, progress: Progress) -> tuple[QualityTrial, t
     native.library()  # before numpy, as in measure_quality
     source = Source(
         checkpoint=Path(request.reference_checkpoint),
-        type=request.reference_type,
         folder=Path(request.model_path).parent,
         memory_bytes=request.reference_memory_bytes,
         keep=Path(request.reference_keep) if request.reference_keep else None,

@@ -21,6 +21,7 @@ from planner.core.units import MIB, format_bytes
 
 Progress = Callable[[str, float], None]
 
+NO_ROOM = "no-room-for-reference"
 _DISK_MARGIN_BYTES = 64 * MIB
 
 
@@ -29,8 +30,6 @@ class Source:
     """Where the reference comes from and where it may lie."""
 
     checkpoint: Path
-    type: str
-    """``f16`` or ``bf16``."""
     folder: Path
     """For a temporary file, where memory does not allow."""
     memory_bytes: int | None
@@ -45,17 +44,17 @@ def sixteen_bit(source: Source, progress: Progress) -> Iterator[tuple[Path, str]
 
     Raises:
         InputError, UnsupportedArchitecture: the checkpoint cannot be converted.
-        ExecutionFailed: neither the memory nor the disk holds it (``no-space``).
+        ExecutionFailed: neither the memory nor the disk holds it (``NO_ROOM``).
     """
 
     def tell(done: int, total: int) -> None:
         progress("convert the reference", done / total if total else 1.0)
 
     if source.keep is not None:
-        made = convert_checkpoint(source.checkpoint, source.keep, out_type=source.type, progress=tell)
+        made = convert_checkpoint(source.checkpoint, source.keep, progress=tell)
         yield source.keep, f"quality is against the checkpoint as {made.weight_type}, kept in {source.keep.name}"
         return
-    conversion = prepare(source.checkpoint, out_type=source.type)
+    conversion = prepare(source.checkpoint)
     needed = sum(conversion.stored_bytes(tensor) for tensor in conversion.tensors)
     shown = f"quality is against the checkpoint as {conversion.weight_type} ({format_bytes(needed)})"
     reason = _why_not_in_memory(needed, source.memory_bytes)
@@ -65,7 +64,7 @@ def sixteen_bit(source: Source, progress: Progress) -> Iterator[tuple[Path, str]
             raise ExecutionFailed(
                 "neither memory nor disk holds the 16-bit model",
                 numbers=f"it takes {format_bytes(needed)}; {reason}; {format_bytes(free)} of disk are free",
-                code="no-space",
+                code=NO_ROOM,
             )
     with _anonymous(source.folder, in_memory=reason is None) as path:
         try:

@@ -32,7 +32,6 @@ class TrialRequest:
     """The 16-bit model that quality is measured against; ``None``: only a perplexity."""
     reference_checkpoint: str | None = None
     """A checkpoint directory to make the 16-bit model of, in place of ``reference_path``."""
-    reference_type: str = "auto"
     reference_memory_bytes: int | None = None
     """Memory that the 16-bit model may take; beyond it lies in a temporary file beside the artifact."""
     reference_keep: str | None = None

@@ -319,7 +319,6 @@ def _measure(
 ) -> Any:
     """Measure, and put what was measured into the store."""
     from planner.estimate.weights import bytes_read_per_token
-    from planner.methods import gguf
     from planner.verify.artifact import Subject, verify_artifact
 
     on_gpu, on_host = bytes_read_per_token(model, variant, placement)
@@ -336,7 +335,6 @@ def _measure(
         placement=placement,
         hardware=here,
         reference=reference,
-        reference_type=gguf.reference_type(model).lower(),
         keep_reference=keep_reference,
         text=text,
         expectations=expectations,
