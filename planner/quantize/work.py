@@ -69,16 +69,15 @@ class Blockwork:
     ) -> Writes:
         """As ``quantize``, of rows in the order of the GGUF file, the first of which is row ``first`` of ``tensor``."""
         stored_as = stored_type(tensor, self.through)
-        stored = encode(rows, tensor.dtype, stored_as, name=tensor.name, shift=tensor.shift)
         places = [layout.places[tensor.name] for layout in self.layouts]
         rooms = {_key(place): _room(place, len(rows)) for place in places}
         matrix_rows = tensor.shape[1] if len(tensor.shape) > 2 else first + len(rows)
         start = 0
-        while start < len(stored):
+        while start < len(rows):
             expert, row = divmod(first + start, matrix_rows)
             # a slab ends where a matrix of the stack ends: each expert has an importance of its own
-            end = start + min(max(SLAB_WEIGHTS // tensor.row_length, 1), matrix_rows - row, len(stored) - start)
-            self._encode_slab(tensor, stored[start:end], stored_as, rooms, (start, expert), scratch)
+            end = start + min(max(SLAB_WEIGHTS // tensor.row_length, 1), matrix_rows - row, len(rows) - start)
+            self._encode_slab(tensor, rows[start:end], stored_as, rooms, (start, expert), scratch)
             start = end
         return [
             (number, place.offset + first * place.row_bytes, rooms[_key(place)][1])
@@ -88,13 +87,17 @@ class Blockwork:
     def _encode_slab(
         self,
         tensor: NamedTensor,
-        stored: np.ndarray[Any, Any],
+        rows: np.ndarray[Any, Any],
         stored_as: str,
         rooms: dict[tuple[str, int], tuple[Place, np.ndarray[Any, Any]]],
         where: tuple[int, int],
         scratch: np.ndarray[Any, Any],
     ) -> None:
         """Fill the rows from ``where[0]`` on of every room; ``where[1]`` is the number of their expert."""
+        if (tensor.dtype, stored_as, tensor.shift) == ("F32", "F16", 0.0):
+            stored = self.kernels.to_float16(rows, tensor.name)
+        else:
+            stored = encode(rows, tensor.dtype, stored_as, name=tensor.name, shift=tensor.shift)
         values = self.kernels.to_float32(stored, stored_as, scratch)
         check_finite(values, tensor.name)
         for place, room in rooms.values():
