@@ -76,22 +76,31 @@ def command(
 
 
 class Pace:
-    """How fast bytes go by."""
+    """How fast bytes go by, from the first that are told: an earlier run may have done those before."""
 
     def __init__(self) -> None:
-        self._began = self._said = time.monotonic()
         self._first: float | None = None
+        self._done = 0.0
+        self._began = self._said = time.monotonic()
 
-    def rate(self, done: float) -> str:
-        """Bytes per second since the first call, which may begin where an earlier run stopped."""
-        self._first = done if self._first is None else self._first
+    def see(self, done: float) -> None:
+        """So many are done."""
+        if self._first is None:
+            self._first, self._began = done, time.monotonic()
+        self._done = done
+
+    @property
+    def _per_second(self) -> float:
         seconds = time.monotonic() - self._began
-        return f"{format_bytes((done - self._first) / seconds)}/s" if seconds > 0.5 else ""
+        return (self._done - (self._first or 0.0)) / seconds if seconds > 0.5 else 0.0
 
-    def left(self, done: float, total: float) -> str:
+    def rate(self) -> str:
+        """Bytes per second; empty while it is not known."""
+        return f"{format_bytes(self._per_second)}/s" if self._per_second else ""
+
+    def left(self, total: float) -> str:
         """The time that the rest takes at this rate."""
-        passed = done - (self._first or 0.0)
-        return format_seconds((total - done) * (time.monotonic() - self._began) / passed) if passed > 0 else "unknown"
+        return format_seconds((total - self._done) / self._per_second) if self._per_second else "unknown"
 
     def is_due(self) -> bool:
         """Whether half a minute has passed since it last was."""
@@ -156,14 +165,18 @@ class Watching:
         for done in self._bars.task_ids:  # one bar at a time; a finished step has its line above
             self._bars.update(done, visible=False)
         bars, task = self._bars, self._bars.add_task(description, total=None, rate="")
-        return lambda done, total: bars.update(
-            task, completed=done, total=total or None, rate=pace.rate(done) if total > BYTES_FROM else ""
-        )
+
+        def tell(done: float, total: float) -> None:
+            pace.see(done)
+            bars.update(task, completed=done, total=total or None, rate=pace.rate() if total > BYTES_FROM else "")
+
+        return tell
 
     def _now_and_then(self, description: str, pace: Pace, done: float, total: float) -> None:
         """A line every half minute, where no bar can be drawn."""
+        pace.see(done)
         if total > BYTES_FROM and pace.is_due():
-            self._say(f"{description}: {done / total:.0%}, {pace.rate(done)}, {pace.left(done, total)} left")
+            self._say(f"{description}: {done / total:.0%}, {pace.rate()}, {pace.left(total)} left")
 
     def _say(self, text: str) -> None:
         if self._bars is not None:
