@@ -17,6 +17,7 @@ from planner.convert import convert_checkpoint
 from planner.methods import gguf, gguf_mix
 from planner.quantize import Target
 from planner.workflow.applying import tensor_types
+from tests.convert_fixtures import quiet_llama_cpp
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE: dict[str, Any] = {
@@ -30,7 +31,6 @@ SHAPE: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
 }
-_kept: list[Any] = []
 
 
 def checkpoints() -> ModuleType:
@@ -67,9 +67,7 @@ def quantize_file(source: Path, output: Path, type_: str, importance: Mapping[st
     """``llama_model_quantize``, with an importance matrix as its C interface takes one."""
     import llama_cpp
 
-    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    _kept.append(quiet)
-    llama_cpp.llama_log_set(quiet, None)
+    llama_cpp.llama_log_set(quiet_llama_cpp(), None)
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = gguf_mix.file_type(type_).id, 2
     if importance is not None:
