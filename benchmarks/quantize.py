@@ -5,8 +5,8 @@ Run: ``python benchmarks/quantize.py --shape tinyllama-1.1b --types Q8_0,Q4_0,Q4
 A checkpoint with random weights of the shape is made in DIR (and kept for the next run). Then, by turns:
 
 - ``one``: qplan's one pass. Its time includes hashing the checkpoint, syncing the result and checking the tokenizer.
-- ``two``: qplan's converter to a 16-bit file, synced, then ``llama_model_quantize`` of it.
-- ``script``: llama.cpp's own ``convert_hf_to_gguf.py``, then ``llama_model_quantize``; with ``--llama-cpp``.
+- ``two``: qplan's converter to a 16-bit file, then ``llama_model_quantize`` of it, each synced, as a plan's steps are.
+- ``script``: llama.cpp's own ``convert_hf_to_gguf.py``, then ``llama_model_quantize``; with ``--llama-cpp``. Unsynced.
 
 Each step runs in a process of its own; ``floor`` is ``ggml_quantize_chunk`` alone on all threads on as many weights.
 The files of ``one`` and ``two`` are compared byte by byte. ``--cold`` drops the checkpoint from the page cache first.
@@ -78,6 +78,7 @@ def child_quantize(directory: Path, output: Path, types: str, threads: int) -> d
     """The 16-bit file ``directory`` quantized by llama.cpp."""
     import llama_cpp
 
+    from planner.convert.write import sync
     from planner.methods import gguf_mix
 
     quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
@@ -87,6 +88,8 @@ def child_quantize(directory: Path, output: Path, types: str, threads: int) -> d
         params.ftype, params.nthread = gguf_mix.file_type(type_).id, threads
         target = os.fsencode(output.with_name(f"{output.name}-{type_}"))
         assert llama_cpp.llama_model_quantize(os.fsencode(directory), target, ctypes.byref(params)) == 0
+        if output.name == "two":
+            sync(Path(os.fsdecode(target)))
     return {}
 
 

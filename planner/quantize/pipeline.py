@@ -7,13 +7,16 @@ fixed set of buffers, which bounds the memory for any model.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import IO, TYPE_CHECKING, Any
 
 from planner.core.errors import InputError, StalePlan
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
 BUFFER_BYTES = 256 * MIB
 """Of all source blocks in memory together; their results take as much again at most for each type."""
 BLOCK_BYTES = 8 * MIB
+WRITEBACK_BYTES = 64 * MIB
+"""So much written, the system is asked to begin taking it to the disk: at the end little is left to wait for."""
+_SYNC_FILE_RANGE_WRITE = 2
+"""sync_file_range(2): begin to write what is dirty, and do not wait."""
 SMALLEST_BLOCK_BYTES = MIB
 _POLL_SECONDS = 0.2
 
@@ -127,6 +134,7 @@ class Pipeline:
         self._free, self._to_hash = Channel(self._stop), Channel(self._stop)
         self._to_quantize, self._to_write = Channel(self._stop), Channel(self._stop, room=self._threads + 1)
         self._buffer_count = buffers
+        self._unsynced = 0
 
     @property
     def source_bytes(self) -> int:
@@ -245,6 +253,11 @@ class Pipeline:
                 view = view[file.write(view) :]
         unit = span.unit
         assert unit is not None
+        self._unsynced += sum(data.size for _, _, data in made)
+        if self._unsynced >= WRITEBACK_BYTES:
+            self._unsynced = 0
+            for file in self._files:
+                _begin_writeback(file)
         with self.tally.lock:
             self.tally.source_bytes += span.size_bytes
             self.tally.written_bytes += sum(data.size for _, _, data in made)
@@ -261,6 +274,22 @@ class Pipeline:
                 self.tally.source_bytes += block.span.size_bytes
         if last:
             self._free.put(block.buffer)
+
+
+def _begin_writeback(file: IO[bytes]) -> None:
+    """On Linux; elsewhere the syncs now and then do."""
+    if function := _sync_file_range():
+        function(file.fileno(), 0, 0, _SYNC_FILE_RANGE_WRITE)
+
+
+@cache
+def _sync_file_range() -> Any:
+    if sys.platform != "linux":
+        return None
+    found = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if found is not None:
+        found.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return found
 
 
 @contextmanager
