@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.convert_fixtures import quiet_llama_cpp
+
 
 def load_errors(path: Path) -> list[str]:
     """What llama.cpp says against the file; empty when it loads. Nothing is allocated."""
@@ -23,6 +25,7 @@ def load_errors(path: Path) -> list[str]:
     params.n_gpu_layers = 0
     params.load_mtp = True
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    llama_cpp.llama_log_set(quiet_llama_cpp(), None)  # `collect` is gone when this returns
     if model:
         llama_cpp.llama_model_free(model)
         return []

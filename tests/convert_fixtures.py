@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +142,20 @@ def transformers_logits(model: Any, tokens: list[int]) -> Any:
         return model(torch.tensor([tokens])).logits[0].float().numpy()
 
 
+@cache
+def quiet_llama_cpp() -> Any:
+    """A callback that drops llama.cpp's log and lives as long as llama.cpp may point to it."""
+    import llama_cpp
+
+    return llama_cpp.llama_log_callback(lambda level, text, data: None)
+
+
 def llama_logits(gguf: Path, tokens: list[int]) -> Any:
     """Logits (tokens, vocabulary) from llama.cpp on the CPU: float32 cache, no flash attention."""
     import llama_cpp
     import numpy as np
 
-    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(quiet, None)
+    llama_cpp.llama_log_set(quiet_llama_cpp(), None)
     parameters = llama_cpp.llama_model_default_params()
     parameters.n_gpu_layers = 0
     model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), parameters)

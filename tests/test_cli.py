@@ -144,3 +144,20 @@ def test_a_batch_answers_in_order_and_goes_on_after_a_bad_line(qplan: Qplan, tmp
 
 def test_colour_is_for_terminals_only(qplan: Qplan) -> None:
     assert "\x1b[" not in qplan("recommend", "tinyllama-1.1b").stdout
+
+
+def test_progress_without_a_terminal_tells_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from planner.cli import apply
+
+    now = [0.0]
+    monkeypatch.setattr(apply.time, "monotonic", lambda: now[0])
+    with apply.Watching() as watching:
+        tell = watching._task("quantize → x")
+        for second in range(0, 100, 5):  # an earlier run had done half of the four GiB
+            now[0] = float(second)
+            tell((2 << 30) + second * (16 << 20), 4 << 30)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4 and lines[0] == "quantize → x"
+    assert lines[1] == "quantize → x: 62%, 16.0 MiB/s, 1 min 38 s left"

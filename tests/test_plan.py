@@ -34,7 +34,8 @@ def test_a_plan_survives_its_file(tmp_path: Path, plan: Plan) -> None:
 
 
 def test_a_plan_holds_no_command_line_and_pins_the_model(plan: Plan) -> None:
-    assert {step.kind for step in plan.steps} == {"convert", "quantize", "verify"}
+    assert {step.kind for step in plan.steps} == {"quantize", "verify"}
+    assert {step.source for step in plan.steps if step.kind == "quantize"} == {"model"}
     assert all(set(encode(step)) & {"command", "argv", "shell"} == set() for step in plan.steps)
     weights = next(file for file in plan.model.files if file.name.endswith(".safetensors"))
     assert weights.sha256 is not None and len(weights.sha256) == 64

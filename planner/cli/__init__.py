@@ -33,6 +33,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "report": ("report", "write the report of a run as one HTML file"),
     "compare": ("compare", "put several runs side by side"),
     "calibrate": ("calibrate", "measure how fast this machine is, for all later estimates"),
+    "quantize": ("quantize", "make GGUF files of a checkpoint in one pass, several types from one read"),
     "probe": ("probe", "show what this machine has"),
     "models": ("models", "list the models known by name, or show one"),
     "methods": ("methods", "list the quantization methods"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,16 @@ if TYPE_CHECKING:
     from planner.execute.receipts import Receipt
 
 
+BYTES_FROM = 1 << 20
+"""Progress that counts further than this counts bytes; tensors and shares are fewer."""
+SECONDS_BETWEEN_LINES = 30.0
+
+
 @click.command("apply")
 @click.argument("plan")
 @click.option("--output", default=".", show_default=True, metavar="DIR", help="Where the artifact is written.")
 @click.option("--yes", is_flag=True, help="Agree to a download beforehand.")
-@click.option("--keep-intermediate", is_flag=True, help="Keep the 16-bit file.")
+@click.option("--keep-intermediate", is_flag=True, help="Keep the model in 16 bits, as a file.")
 @click.option("--text", metavar="FILE", help="Held-out text for perplexity; default: the one that comes with qplan.")
 @click.option("--seconds", type=Finite(5), default=240.0, show_default=True, help="Time to measure.")
 @click.option("--llama-cpp", metavar="DIR", envvar="LLAMA_CPP_DIR", help="A llama.cpp checkout, for its converter.")
@@ -69,6 +75,40 @@ def command(
     return Exit.DONE if outcome.ok else Exit.OUTSIDE
 
 
+class Pace:
+    """How fast bytes go by, from the first that are told: an earlier run may have done those before."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+        self._done = 0.0
+        self._began = self._said = time.monotonic()
+
+    def see(self, done: float) -> None:
+        """So many are done."""
+        if self._first is None:
+            self._first, self._began = done, time.monotonic()
+        self._done = done
+
+    @property
+    def _per_second(self) -> float:
+        seconds = time.monotonic() - self._began
+        return (self._done - (self._first or 0.0)) / seconds if seconds > 0.5 else 0.0
+
+    def rate(self) -> str:
+        """Bytes per second; empty while it is not known."""
+        return f"{format_bytes(self._per_second)}/s" if self._per_second else ""
+
+    def left(self, total: float) -> str:
+        """The time that the rest takes at this rate."""
+        return format_seconds((total - self._done) / self._per_second) if self._per_second else "unknown"
+
+    def is_due(self) -> bool:
+        """Whether half a minute has passed since it last was."""
+        due = time.monotonic() - self._said >= SECONDS_BETWEEN_LINES
+        self._said = time.monotonic() if due else self._said
+        return due
+
+
 class Watching:
     """Progress on stderr: bars on a terminal, a line per step elsewhere."""
 
@@ -80,7 +120,13 @@ class Watching:
         if err.is_terminal:
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
             self._bars = Progress(*columns, console=err, transient=True)
             self._bars.start()
         return self
@@ -112,13 +158,25 @@ class Watching:
         return tell
 
     def _task(self, description: str) -> Callable[..., None]:
+        pace = Pace()
         if self._bars is None:
             self._say(description)
-            return lambda *_: None
+            return lambda done, total: self._now_and_then(description, pace, done, total)
         for done in self._bars.task_ids:  # one bar at a time; a finished step has its line above
             self._bars.update(done, visible=False)
-        bars, task = self._bars, self._bars.add_task(description, total=None)
-        return lambda done, total: bars.update(task, completed=done, total=total or None)
+        bars, task = self._bars, self._bars.add_task(description, total=None, rate="")
+
+        def tell(done: float, total: float) -> None:
+            pace.see(done)
+            bars.update(task, completed=done, total=total or None, rate=pace.rate() if total > BYTES_FROM else "")
+
+        return tell
+
+    def _now_and_then(self, description: str, pace: Pace, done: float, total: float) -> None:
+        """A line every half minute, where no bar can be drawn."""
+        pace.see(done)
+        if total > BYTES_FROM and pace.is_due():
+            self._say(f"{description}: {done / total:.0%}, {pace.rate()}, {pace.left(total)} left")
 
     def _say(self, text: str) -> None:
         if self._bars is not None:

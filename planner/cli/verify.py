@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command("verify")
 @click.argument("target")
-@click.option("--reference", metavar="GGUF", help="The 16-bit model that quality is measured against.")
+@click.option("--reference", metavar="PATH", help="The 16-bit GGUF file, or the checkpoint, to compare quality with.")
 @click.option("--text", metavar="FILE", help="Held-out text; default: the one that comes with qplan.")
 @click.option("--output", metavar="DIR", help="Where a plan's artifact lies; default: beside the plan.")
 @click.option("--seconds", type=Finite(5), default=240.0, show_default=True, help="Time to measure.")

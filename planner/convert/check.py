@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,14 @@ def _source(directory: Path) -> tuple[str, Encode, bool] | None:
     return None
 
 
+@cache
+def _quiet() -> Any:
+    """A callback that drops llama.cpp's log. llama.cpp keeps a pointer to it, so it lives as long as the process."""
+    import llama_cpp
+
+    return llama_cpp.llama_log_callback(lambda level, text, data: None)
+
+
 class _Vocabulary:
     """llama.cpp's tokenizer of a GGUF file, its weights not loaded."""
 
@@ -139,8 +148,7 @@ class _Vocabulary:
         import llama_cpp
 
         self._api: Any = llama_cpp
-        self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
-        llama_cpp.llama_log_set(self._quiet, None)
+        llama_cpp.llama_log_set(_quiet(), None)
         llama_cpp.llama_backend_init()
         parameters = llama_cpp.llama_model_default_params()
         parameters.vocab_only = True

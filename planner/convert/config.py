@@ -62,6 +62,21 @@ class Config:
         return number
 
     @property
+    def fp8_block(self) -> tuple[int, int] | None:
+        """Rows and columns that share a scale in an 8-bit checkpoint; ``None`` where they are not in blocks.
+
+        Raises:
+            InputError: no two whole numbers (``bad-config``).
+        """
+        quantization = self.get("quantization_config")
+        stated = quantization.get("weight_block_size") if isinstance(quantization, dict) else None
+        if stated is None:
+            return None
+        if not isinstance(stated, list) or len(stated) != 2 or not all(type(n) is int and n > 0 for n in stated):
+            raise bad_value("quantization_config.weight_block_size", stated, "two whole numbers above 0")
+        return stated[0], stated[1]
+
+    @property
     def head_dim(self) -> int:
         """Values of one attention head: ``head_dim``, else hidden size over heads."""
         if self.get("head_dim") is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from planner.convert.config import Config
 from planner.convert.families import Family, find_family
+from planner.convert.fp8 import FP8_DTYPES, Scale, find_scale, is_scale
 from planner.convert.rows import FLOAT_DTYPES, NamedTensor, RowSlice
 from planner.convert.rules import MODEL_RULES, Rule, dimensions, expert_count
 from planner.core.errors import InputError, UnsupportedArchitecture
@@ -30,13 +31,15 @@ def stream(checkpoint: Checkpoint, config: Config) -> Iterator[NamedTensor]:
 
     Raises:
         InputError: a tensor is missing (``missing-tensor``), of the wrong shape (``wrong-shape``) or of a type that
-            is not converted (``fp8-checkpoint``, ``unsupported-dtype``).
+            is not converted (``unsupported-dtype``), or an 8-bit one's scales do not fit it (``bad-scale``).
         UnsupportedArchitecture: a tensor this architecture does not have (``unknown-tensor``).
     """
     family = find_family(config.model_type)
     if family is None:
         raise UnsupportedArchitecture(f"no conversion of {config.model_type!r}")
-    yield from _Mapper(config=config, family=family, sizes=dimensions(config)).map(checkpoint)
+    yield from _Mapper(config=config, family=family, sizes=dimensions(config), stored=checkpoint.tensors).map(
+        checkpoint
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,7 @@ class _Mapper:
     config: Config
     family: Family
     sizes: dict[str, int]
+    stored: dict[str, StoredTensor]
     found: dict[tuple[int, str], NamedTensor] = field(default_factory=dict)
     """(layer, GGUF name) → tensor; layer -1 is the model itself."""
     experts: dict[tuple[int, str], dict[int, StoredTensor]] = field(default_factory=lambda: defaultdict(dict))
@@ -54,7 +58,8 @@ class _Mapper:
             for name, values in self.family.factors(self.config).items()
         ]
         for stored in sorted(checkpoint.tensors.values(), key=lambda tensor: (tensor.file.name, tensor.name)):
-            tensors += self._place(stored)
+            if not is_scale(stored.name, checkpoint.tensors):
+                tensors += self._place(stored)
         self._check_complete()
         return tensors
 
@@ -91,16 +96,17 @@ class _Mapper:
         index, parts = rule.part
         matrices = stored.shape[0] if len(stored.shape) == 3 else 1
         rows = stored.shape[-2] if len(stored.shape) > 1 else stored.shape[0]
+        scale = self._scale(stored)
         slices = tuple(
-            RowSlice(stored, matrix * rows + index * rows // parts, rows // parts) for matrix in range(matrices)
+            RowSlice(stored, matrix * rows + index * rows // parts, rows // parts, scale) for matrix in range(matrices)
         )
         if parts == 1:
-            slices = (RowSlice(stored, 0, matrices * rows),)
+            slices = (RowSlice(stored, 0, matrices * rows, scale),)
         shape = (*stored.shape[:-2], rows // parts, *stored.shape[-1:]) if len(stored.shape) > 1 else stored.shape
         return NamedTensor(
             name=_full_name(layer, rule.target),
             shape=tuple(reversed(shape)),
-            dtype=stored.dtype,
+            dtype=_value_type(stored),
             slices=slices,
             rotary_rows=self.config.head_dim if rule.rotary and self.family.interleaved_rope else 0,
             shift=self.family.norm_shift if rule.target.endswith("norm.weight") else 0.0,
@@ -128,9 +134,14 @@ class _Mapper:
         return NamedTensor(
             name=_full_name(layer, rule.target),
             shape=(columns, rows, count),
-            dtype=experts[0].dtype,
-            slices=tuple(RowSlice(experts[number], 0, rows) for number in range(count)),
+            dtype=_value_type(experts[0]),
+            slices=tuple(RowSlice(experts[number], 0, rows, self._scale(experts[number])) for number in range(count)),
         )
+
+    def _scale(self, stored: StoredTensor) -> Scale | None:
+        if stored.dtype not in FP8_DTYPES:
+            return None
+        return find_scale(stored, self.stored, self.config.fp8_block)
 
     def _check_complete(self) -> None:
         layers = range(self.config.integer("num_hidden_layers"))
@@ -148,6 +159,11 @@ class _Mapper:
             )
 
 
+def _value_type(stored: StoredTensor) -> str:
+    """Type of the values that a stored tensor's rows decode to."""
+    return "F32" if stored.dtype in FP8_DTYPES else stored.dtype
+
+
 def _full_name(layer: int, target: str) -> str:
     return target if layer < 0 else f"blk.{layer}.{target}"
 
@@ -162,18 +178,11 @@ def _unknown(stored: StoredTensor, config: Config) -> UnsupportedArchitecture:
 
 
 def _check_dtype(stored: StoredTensor) -> None:
-    if stored.dtype in FLOAT_DTYPES:
+    if stored.dtype in FLOAT_DTYPES or stored.dtype in FP8_DTYPES:
         return
-    if stored.dtype.startswith("F8"):
-        raise InputError(
-            f"{stored.name} is stored in 8-bit floats, which are not converted yet",
-            numbers=f"type {stored.dtype}",
-            hint="take the 16-bit checkpoint of the same model, or pass --llama-cpp DIR with a llama.cpp checkout",
-            code="fp8-checkpoint",
-        )
     raise InputError(
         f"{stored.name} is of type {stored.dtype}, not a float tensor",
-        numbers="F32, F16 and BF16 are converted",
+        numbers="F32, F16, BF16 and 8-bit floats are converted",
         hint="a checkpoint that is quantized already is run as it is, not converted",
         code="unsupported-dtype",
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from planner.convert.fp8 import FP8_DTYPES, Scale, dequantize
 from planner.core.errors import InputError
 from planner.core.model import Tensor
 from planner.core.units import MIB
@@ -32,6 +33,25 @@ class RowSlice:
     tensor: StoredTensor
     start: int
     count: int
+    scale: Scale | None = None
+    """What the values of an 8-bit tensor are multiplied with."""
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of one stored value."""
+        return 1 if self.tensor.dtype in FP8_DTYPES else FLOAT_DTYPES[self.tensor.dtype][1]
+
+    def decode(self, raw: Any, first_row: int, row_length: int) -> np.ndarray[Any, Any]:
+        """Whole rows, from row ``first_row`` of the slice, out of their bytes ``raw``; shape ``(rows, row_length)``.
+
+        A view of ``raw`` in the stored type (``BF16`` as 16-bit integers); 8-bit floats become float32, scaled.
+        """
+        import numpy as np
+
+        if self.tensor.dtype in FP8_DTYPES:
+            stored = np.frombuffer(raw, dtype=np.uint8).reshape(-1, row_length)
+            return dequantize(stored, self.tensor.dtype, self.scale, self.start + first_row)
+        return np.frombuffer(raw, dtype=FLOAT_DTYPES[self.tensor.dtype][0]).reshape(-1, row_length)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +62,7 @@ class NamedTensor:
     shape: tuple[int, ...]
     """ggml's order: ``shape[0]`` is the row length."""
     dtype: str
-    """What ``blocks`` and ``load`` give: ``F32``, ``F16``, or ``BF16`` (bits in 16-bit integers)."""
+    """What ``blocks`` and ``load`` give: ``F32`` (8-bit floats too), ``F16``, or ``BF16`` (bits in 16-bit integers)."""
     slices: tuple[RowSlice, ...] = ()
     rotary_rows: int = 0
     """Rows of one attention head whose halves are interleaved (llama's Q and K); 0 leaves the order."""
@@ -79,17 +99,22 @@ class NamedTensor:
         if self.constant:
             yield np.array(self.constant, dtype="<f4").reshape(-1, self.row_length)
             return
-        numpy_type, width = FLOAT_DTYPES[self.dtype]
-        unit = self.rotary_rows or 1
-        rows_per_block = max(block_bytes // (self.row_length * width) // unit, 1) * unit
         for part in self.slices:
-            for start in range(0, part.count, rows_per_block):
-                count = min(rows_per_block, part.count - start)
-                raw = _read(
-                    part.tensor, (part.start + start) * self.row_length * width, count * self.row_length * width
-                )
-                block = np.frombuffer(raw, dtype=numpy_type).reshape(count, self.row_length)
-                yield _interleave(block, self.rotary_rows) if self.rotary_rows else block
+            row_bytes = self.row_length * part.value_bytes
+            step = self.rows_per_block(part, block_bytes)
+            for start in range(0, part.count, step):
+                count = min(step, part.count - start)
+                raw = _read(part.tensor, (part.start + start) * row_bytes, count * row_bytes)
+                yield self.arrange(part.decode(raw, start, self.row_length))
+
+    def rows_per_block(self, part: RowSlice, block_bytes: int) -> int:
+        """Whole rows (whole attention heads where they are interleaved) of about ``block_bytes`` stored bytes."""
+        unit = self.rotary_rows or 1
+        return max(block_bytes // (self.row_length * part.value_bytes) // unit, 1) * unit
+
+    def arrange(self, block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Rows as they are stored in the order of the GGUF file."""
+        return _interleave(block, self.rotary_rows) if self.rotary_rows else block
 
     def load(self) -> np.ndarray[Any, Any]:
         """The whole tensor, shape in Hugging Face's order (``shape`` reversed); ``BF16`` as 16-bit integers."""

@@ -25,8 +25,9 @@ def can_convert(config: Mapping[str, Any]) -> str | None:
     family = find_family(config.get("model_type"))
     if family is None:
         return f"qplan has no conversion for model_type {config.get('model_type')!r}"
-    if quantization := config.get("quantization_config"):
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    quantization = config.get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if quantization and method != "fp8":
         return f"it is quantized already ({method or 'of an unnamed method'}); the 16-bit checkpoint is needed"
     try:
         made = make_config(str(config.get("model_type")), config, family.defaults)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from planner.convert.encode import encode
 from planner.convert.keyvalue import KeyValue
@@ -17,9 +18,10 @@ from planner.convert.metadata import display_name, key_values
 from planner.convert.rows import FLOAT_DTYPES, NamedTensor
 from planner.convert.support import open_config
 from planner.convert.vocab import read_vocabulary
-from planner.core.errors import ExecutionFailed, MissingDependency, UsageError
+from planner.core.errors import ExecutionFailed, InputError, MissingDependency, UsageError
 from planner.core.job import partial_path
 from planner.core.units import format_bytes, pad
+from planner.formats.gguf_skeleton import Int32, StoredTensor, Value, header
 from planner.formats.safetensors import open_checkpoint
 
 OUT_TYPES = ("auto", "f32", "f16", "bf16")
@@ -126,18 +128,29 @@ def convert_checkpoint(
     """
     require_packages()
     conversion = prepare(directory, out_type=out_type, model_name=model_name)
-    tensor_bytes = sum(conversion.stored_bytes(tensor) for tensor in conversion.tensors)
     with atomic_output(output) as partial:
-        data_offset = write_header(partial, conversion)
-        _write_data(partial, conversion, data_offset, tensor_bytes, progress or _ignore)
+        write_conversion(partial, conversion, progress)
     return ConvertResult(
         output=output,
         tensor_count=len(conversion.tensors),
-        tensor_bytes=tensor_bytes,
+        tensor_bytes=sum(conversion.stored_bytes(tensor) for tensor in conversion.tensors),
         file_bytes=output.stat().st_size,
         weight_type=conversion.weight_type,
         notes=conversion.notes,
     )
+
+
+def write_conversion(path: Path, conversion: Conversion, progress: Progress | None = None) -> None:
+    """Write the whole file to ``path``, which may exist; neither atomic nor synced.
+
+    Raises:
+        InputError: as ``convert_checkpoint``.
+        OSError: it cannot be written.
+    """
+    total = sum(conversion.stored_bytes(tensor) for tensor in conversion.tensors)
+    made = header_bytes(conversion.key_values, _stored_tensors(conversion))
+    path.write_bytes(made)
+    _write_data(path, conversion, len(made), total, progress or _ignore)
 
 
 def _ignore(done_bytes: int, total_bytes: int) -> None:
@@ -157,45 +170,38 @@ def require_packages() -> None:
         )
 
 
-def write_header(partial: Path, conversion: Conversion) -> int:
-    """Write magic, key-values and tensor infos to the file ``partial``; gives the offset of the first tensor."""
-    import gguf
-    import numpy as np
+def _stored_tensors(conversion: Conversion) -> list[StoredTensor]:
+    return [(tensor.name, tensor.shape, conversion.stored_type(tensor)) for tensor in conversion.tensors]
 
-    writer = gguf.GGUFWriter(path=None, arch=conversion.architecture)
-    kinds = {
-        "u32": gguf.GGUFValueType.UINT32,
-        "i32": gguf.GGUFValueType.INT32,
-        "f32": gguf.GGUFValueType.FLOAT32,
-        "bool": gguf.GGUFValueType.BOOL,
-        "string": gguf.GGUFValueType.STRING,
-        "array": gguf.GGUFValueType.ARRAY,
-        "bytes": gguf.GGUFValueType.ARRAY,
-    }
-    writer.kv_data[0].clear()
-    for entry in conversion.key_values:
-        writer.add_key_value(entry.key, entry.value, kinds[entry.kind])
-    for tensor in conversion.tensors:
-        kind = conversion.stored_type(tensor)
-        writer.add_tensor_info(
-            tensor.name,
-            tensor.shape[::-1],
-            np.dtype(FLOAT_DTYPES[kind][0]),
-            conversion.stored_bytes(tensor),
-            raw_dtype=gguf.GGMLQuantizationType[kind],
-        )
-    writer.write_header_to_file(path=partial)
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    return pad(partial.stat().st_size, ALIGNMENT)
+
+def header_bytes(key_values: list[KeyValue], tensors: list[StoredTensor]) -> bytes:
+    """Magic, key-values and tensor infos, padded: where it ends the first tensor begins.
+
+    The tensors' data is to follow in the order of ``tensors``, each padded to ``ALIGNMENT``.
+
+    Raises:
+        InputError: a value does not fit in its GGUF type (``bad-config``).
+    """
+    try:
+        return header({entry.key: _value(entry) for entry in key_values}, tensors)
+    except (struct.error, TypeError, ValueError, OverflowError, UnicodeEncodeError) as error:
+        raise InputError("the model's settings cannot be written", numbers=str(error), code="bad-config") from None
+
+
+def _value(entry: KeyValue) -> Value:
+    if entry.kind == "i32":
+        return Int32(entry.value)
+    if entry.kind == "bytes":
+        return bytes(entry.value)
+    value: Value = entry.value
+    return value
 
 
 def _write_data(partial: Path, conversion: Conversion, offset: int, total_bytes: int, progress: Progress) -> None:
     done = 0
     with partial.open("r+b") as file:
         padded = sum(pad(conversion.stored_bytes(tensor), ALIGNMENT) for tensor in conversion.tensors)
-        _reserve(file, offset + padded)
+        reserve(file.fileno(), offset + padded)
         file.seek(offset)
         progress(0, total_bytes)
         for tensor in conversion.tensors:
@@ -219,11 +225,11 @@ def encoded_blocks(tensor: NamedTensor, stored_type: str) -> Iterator[Any]:
         yield encode(block, tensor.dtype, stored_type, name=tensor.name, shift=tensor.shift)
 
 
-def _reserve(file: IO[bytes], size: int) -> None:
+def reserve(descriptor: int, size: int) -> None:
     """Take the disk space at once, so that a full disk shows before the work."""
     if hasattr(os, "posix_fallocate"):
         try:
-            os.posix_fallocate(file.fileno(), 0, size)
+            os.posix_fallocate(descriptor, 0, size)
         except OSError as error:
             # file systems without preallocation; a full disk is reported as such
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
@@ -241,17 +247,18 @@ def atomic_output(output: Path) -> Iterator[Path]:
     try:
         try:
             yield partial
-            _sync(partial)
+            sync(partial)
             partial.replace(output)
-            _sync(output.parent)
+            sync(output.parent)
         except OSError as error:
-            raise _write_error(output, error) from None
+            raise write_error(output, error) from None
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Put the file or directory ``path`` on the disk."""
     if path.is_dir() and os.name == "nt":  # directories cannot be opened there
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -261,7 +268,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_error(output: Path, error: OSError) -> ExecutionFailed:
+def write_error(output: Path, error: OSError) -> ExecutionFailed:
+    """Why ``output`` could not be written: ``no-space``, ``no-permission`` or ``write-failed``."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = os.statvfs(output.parent).f_bavail * os.statvfs(output.parent).f_frsize if os.name != "nt" else None
         return ExecutionFailed(

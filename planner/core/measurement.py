@@ -18,6 +18,7 @@ STEP_SECONDS = "seconds"
 """What a step of a plan took; in the report's steps only."""
 QUANTIZE_RATE = "quantize_weights_per_second"
 CONVERT_RATE = "convert_weights_per_second"
+ONE_PASS_RATE = "one_pass_weights_per_second"
 """Weights of the model over the whole time of a step. ``predicted`` is the formula's rate without corrections, so that
 corrections do not compound; ``weights_bytes`` holds the number of weights."""
 QUANTITIES = (FILE_BYTES, PEAK_MEMORY, PREFILL, DECODE, PERPLEXITY_RATIO, KL_DIVERGENCE)

@@ -133,6 +133,8 @@ class ModelSpec:
     """``spm``, ``bpe`` or ``wpm``; decides how much metadata a GGUF file carries."""
     file_type: str | None = None
     """llama.cpp's file type of a GGUF file that is quantized already: it runs as it is."""
+    convertible: bool = False
+    """qplan itself converts the checkpoint to GGUF, as far as its config.json tells."""
     notes: tuple[str, ...] = ()
 
     def __hash__(self) -> int:

@@ -16,7 +16,7 @@ from planner.core.candidate import Variant
 from planner.core.data import read_table
 from planner.core.estimates import CALIBRATED, FORMULA, MEASURED, PUBLISHED, Prediction
 from planner.core.hardware import HardwareProfile
-from planner.core.measurement import CONVERT_RATE, QUANTIZE_RATE, Calibration, Measurement
+from planner.core.measurement import CONVERT_RATE, ONE_PASS_RATE, QUANTIZE_RATE, Calibration, Measurement
 from planner.core.model import ModelSpec, shape_sha256
 from planner.core.plan import Step
 from planner.core.units import GIB, MIB
@@ -45,6 +45,13 @@ CONVERT_BASE_BYTES = 63 * MIB
 QUANTIZE_BASE_BYTES = 56 * MIB
 """Resident memory of a child that converts, and one that quantizes, before tensors (Linux x86-64, 2026-11-23)."""
 CONVERT_BLOCK_BYTES = 32 * MIB
+PASS_SECONDS_PER_TOKEN = 1e-5
+"""Of the vocabulary: read, written, and loaded by llama.cpp to compare token ids (32,000 tokens, 2026-11-26)."""
+LARGE_VOCABULARY = 150_000
+PASS_BASE_BYTES = 58 * MIB
+"""Of a child that quantizes a checkpoint in one pass, before blocks and vocabulary (Linux x86-64, 2026-11-26)."""
+PASS_BLOCK_BYTES, PASS_BUFFER_BYTES = 8 * MIB, 256 * MIB
+"""A block as it is read, and all of them together: ``BLOCK_BYTES`` and ``BUFFER_BYTES`` of quantize/pipeline.py."""
 QUANTIZE_BUFFER_BYTES = 8 * GIB
 """``LLAMA_QUANT_MAX_BUF_SIZE``: source rows, their fp32 copy and the result of one slab of a tensor."""
 _VOCABULARY_BYTES = {"spm": 650.0, "bpe": 1300.0}
@@ -99,8 +106,32 @@ def forecast(
     steps = prepare(get(variant.method).steps(model, variant))
     if variant.method != "gguf":
         return tuple(_served(model, variant, step, site) if step.kind == "quantize" else step for step in steps)
-    makers = {"convert": _converting, "quantize": _quantizing, "imatrix": _collecting, "sensitivity": _probing}
+    makers = {
+        "convert": _converting,
+        "quantize": _passing if gguf.is_one_pass(model, variant) else _quantizing,
+        "imatrix": _collecting,
+        "sensitivity": _probing,
+    }
     return tuple(makers[step.kind](model, variant, step, site) if step.kind in makers else step for step in steps)
+
+
+def forecast_many(
+    model: ModelSpec,
+    variants: tuple[Variant, ...],
+    hardware: HardwareProfile,
+    *,
+    threads: int,
+    calibration: Calibration | None = None,
+) -> Step:
+    """One step that makes GGUF files of all ``variants`` from one read of the checkpoint ``model``.
+
+    Its bytes are those of all files; what was measured here of one type corrects a step that makes just that one.
+    """
+    site = _Site(hardware, threads, calibration)
+    types = "+".join(variant.type for variant in variants)
+    size = sum(gguf.size(model, variant).file_bytes for variant in variants)
+    step = Step(name="quantize", kind="quantize", method="gguf", type=types, output=types, predicted_bytes=size)
+    return _one_pass(model, variants, step, site, hashed=False)
 
 
 @cache
@@ -203,6 +234,44 @@ def _running(model: ModelSpec, step: Step, tokens: float, site: _Site, others_se
     )
 
 
+def _passing(model: ModelSpec, variant: Variant, step: Step, site: _Site) -> Step:
+    return _one_pass(model, (variant,), step, site, hashed=True)
+
+
+def _one_pass(model: ModelSpec, variants: tuple[Variant, ...], step: Step, site: _Site, *, hashed: bool) -> Step:
+    """Reading, hashing, quantizing and writing side by side: all share the cores, and reading, hashing and writing
+    have one thread each. Outputs share the bytes of a tensor that has the same type in them.
+    """
+    kinds = [gguf_mix.tensor_types(model, variant.type, variant.imatrix) for variant in variants]
+    kernels = 0.0
+    for index, tensor in enumerate(model.tensors):
+        for type_, imatrix in {(types[index], v.imatrix) for types, v in zip(kinds, variants, strict=True)}:
+            if type_ not in gguf.FULL_PRECISION:
+                kernels += tensor.element_count / quantize_rate(type_, imatrix)
+    output, source = int(step.predicted_bytes or 0), _source_bytes(model)
+    hashing, writing = _hash_seconds(source), output / _rates()["pass", "write", "0"]
+    widening = source / _rates()["pass", _width_kind(model), "0"]
+    cores = max(1.0, 1 + THREAD_EFFICIENCY * (min(site.threads, site.hardware.cpu.physical_core_count or 1) - 1))
+    work = max((kernels + widening + hashing + writing) / cores, hashing, writing)
+    terms = (
+        ("quantizing on one core", kernels, "s"),
+        ("reading and widening on one core", widening, "s"),
+        ("hashing the checkpoint on one core", hashing, "s"),
+        ("writing on one core", writing, "s"),
+        ("cores", cores, ""),
+    )
+    start = START_SECONDS + PASS_SECONDS_PER_TOKEN * model.n_vocab
+    seconds = _seconds(start, work + hashed * _hash_seconds(output), source + output, terms, aside=True)
+    memory = _one_pass_memory(model, source, output, site.threads)
+    return replace(
+        step,
+        predicted_seconds=_corrected(model, step, seconds, site, ONE_PASS_RATE),
+        predicted_memory=memory,
+        predicted_peak_bytes=round(memory.high),
+        predicted_scratch_bytes=0,
+    )
+
+
 def _collecting(model: ModelSpec, variant: Variant, step: Step, site: _Site) -> Step:
     """The calibration text once through the model."""
     chunks = step.calibration.chunks if step.calibration else None
@@ -220,6 +289,26 @@ def _probing(model: ModelSpec, variant: Variant, step: Step, site: _Site) -> Ste
     return _running(
         model, step, CHUNK_TOKENS * SENSITIVITY_CHUNKS * float(runs), site, (sampled * kinds + whole) / cores
     )
+
+
+def _source_bytes(model: ModelSpec) -> int:
+    return round(model.parameter_count * {"f32": 4.0, "fp8": 1.0}.get(model.dtype.lower(), 2.0))
+
+
+def _width_kind(model: ModelSpec) -> str:
+    """Which row of the table tells how fast a type becomes float32: bfloat16 and float16 go straight to the kernel."""
+    return {"f32": "F32", "fp8": "F8"}.get(model.dtype.lower(), "16bit")
+
+
+def _one_pass_memory(model: ModelSpec, source: int, output: int, threads: int) -> Prediction:
+    """Blocks on their way in and out, the vocabulary and the process (planner/quantize/pipeline.py)."""
+    buffers = threads + 3
+    block = max(MIB, min(PASS_BLOCK_BYTES, PASS_BUFFER_BYTES // buffers))
+    read = min(buffers * block, source)
+    results = min((threads + 1) * block * output / source, output)
+    vocabulary = model.n_vocab * _VOCABULARY_BYTES.get(model.tokenizer or "bpe", 1300.0)
+    value = PASS_BASE_BYTES + read + results + vocabulary + threads * MIB
+    return _memory(value, value + results + 2 * vocabulary, "blocks in flight, and the vocabulary")
 
 
 def quantize_memory(model: ModelSpec, types: tuple[str, ...]) -> Prediction:
@@ -241,10 +330,16 @@ def _memory(value: float, high: float, source: str) -> Prediction:
     return Prediction(value=value, low=0.85 * value, high=max(high, 1.15 * value), basis=FORMULA, source=source)
 
 
-def _seconds(start: float, work: float, moved_bytes: float, terms: tuple[tuple[str, float, str], ...]) -> Prediction:
-    """``start + work`` and the time of the disk, of which the quick end sees nothing: the page cache takes it."""
+def _seconds(
+    start: float, work: float, moved_bytes: float, terms: tuple[tuple[str, float, str], ...], *, aside: bool = False
+) -> Prediction:
+    """``start + work`` and the time of the disk, of which the quick end sees nothing: the page cache takes it.
+
+    ``aside``: threads of their own read and write, so that only what exceeds the work is waited for.
+    """
     disk = moved_bytes / DISK_BYTES_PER_SECOND
-    value = start + work + 0.25 * disk
+    waiting = max(0.0, 0.25 * disk - work) if aside else 0.25 * disk
+    value = start + work + waiting
     slow = max(0.0, moved_bytes - 1 * GIB) / SLOW_DISK_BYTES_PER_SECOND
     return Prediction(
         value=value,
@@ -252,7 +347,7 @@ def _seconds(start: float, work: float, moved_bytes: float, terms: tuple[tuple[s
         high=2.5 * start + max(work * CPU_SPREAD + disk, work + slow),
         basis=FORMULA,
         source=_SOURCE,
-        terms=(("starting", start, "s"), *terms, ("reading and writing", 0.25 * disk, "s")),
+        terms=(("starting", start, "s"), *terms, ("reading and writing", waiting, "s")),
     )
 
 
@@ -270,11 +365,13 @@ def _corrected(model: ModelSpec, step: Step, formula: Prediction, site: _Site, q
             value=seconds, low=0.7 * seconds, high=1.5 * seconds, basis=MEASURED, source=told, terms=formula.terms
         )
     total = weighted = 0.0
+    # a measurement does not tell its vocabulary, so that of one pass is taken to be large
+    idle = START_SECONDS + (PASS_SECONDS_PER_TOKEN * LARGE_VOCABULARY if quantity == ONE_PASS_RATE else 0.0)
     for m in known:
         if not m.predicted or not m.weights_bytes:
             continue
         took, said = m.weights_bytes / m.value, m.weights_bytes / m.predicted
-        weight = max(0.0, 1 - START_SECONDS / said) * (1.0 if m.type == step.type else 0.5)
+        weight = max(0.0, 1 - idle / said) * (1.0 if m.type == step.type else 0.5)
         total, weighted = total + weight, weighted + weight * log(took / said)
     if total <= 0:
         return formula

@@ -12,7 +12,7 @@ from planner.core.hardware import HardwareProfile
 from planner.core.plan import Plan, Step, disk_peak_bytes
 from planner.core.units import MIB, format_bytes
 from planner.execute import receipts
-from planner.models.fingerprint import sha256_of
+from planner.models.fingerprint import WEIGHT_SUFFIXES, sha256_of
 
 DISK_MARGIN_BYTES = 64 * MIB
 """Left free beside the outputs: the file system's own needs and the logs."""
@@ -47,8 +47,13 @@ def check_packages(method: str) -> None:
         )
 
 
-def check_model_files(plan: Plan, model: Path) -> None:
+def check_model_files(plan: Plan, model: Path, *, hash_weights: bool = True) -> None:
     """Refuse a plan whose model changed since it was made.
+
+    Args:
+        plan: pins the files.
+        model: the checkpoint directory or GGUF file.
+        hash_weights: False where the step that reads the weights hashes them; their size is looked at now.
 
     Raises:
         StalePlan: naming the file and what changed.
@@ -63,7 +68,7 @@ def check_model_files(plan: Plan, model: Path) -> None:
                 f"{path} of the plan's model is gone", hint="make a new plan", code="model-changed"
             ) from None
         same = size == pinned.size_bytes
-        if same and pinned.sha256 is not None:
+        if same and pinned.sha256 is not None and (hash_weights or not pinned.name.endswith(WEIGHT_SUFFIXES)):
             same = sha256_of(path) == pinned.sha256
         if not same:
             raise StalePlan(
@@ -92,12 +97,21 @@ def check_output(plan: Plan, output: Path) -> None:
         path = output / str(step.output)
         receipt = receipts.read(output, step.name)
         ours = receipts.begun(output, step) or (receipt is not None and receipt.output == step.output)
-        if path.exists() and not (ours and path.is_file()):
-            raise ExecutionFailed(
-                f"{path} exists and was not made by this plan",
-                hint="choose another folder with --output, or remove it",
-                code="output-exists",
-            )
+        check_ours(path, ours=ours)
+
+
+def check_ours(path: Path, *, ours: bool) -> None:
+    """Refuse to replace a file that was not made here.
+
+    Raises:
+        ExecutionFailed: naming it.
+    """
+    if path.exists() and not (ours and path.is_file()):
+        raise ExecutionFailed(
+            f"{path} exists and was not made by this plan",
+            hint="choose another folder with --output, or remove it",
+            code="output-exists",
+        )
 
 
 def check_replaceable(path: Path, key: str) -> None:

@@ -78,6 +78,11 @@ def check_stopped() -> None:
         raise Stopped("stopped", numbers="", hint=hint, signal_number=None)
 
 
+def was_cut_off(error: BaseException) -> bool:
+    """Whether ``error`` ended a child in the middle, so that it could not tidy up; else it did so itself."""
+    return isinstance(error, ChildDied) or not isinstance(error, QplanError)
+
+
 def run_child(
     module: str,
     request: object,

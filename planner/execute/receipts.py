@@ -30,6 +30,8 @@ class Receipt:
     seconds: float
     peak_memory_bytes: int | None = None
     finished_at: str
+    resumed: bool = False
+    """It went on from what a killed run had left, so that its time is not that of the whole step."""
     notes: tuple[str, ...] = ()
     details: dict[str, str | int | float] = field(default_factory=dict)
     """What a measuring step used and found: tokens, seed, text."""

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 from planner.core.errors import ExecutionFailed
-from planner.core.job import Job, partial_path
+from planner.core.job import Job, leave_only_progress
 from planner.core.plan import Plan, Step
 from planner.execute import receipts
-from planner.execute.process import Progress, run_child
-from planner.models.fingerprint import sha256_of
+from planner.execute.process import Progress, run_child, was_cut_off
+from planner.models.fingerprint import WEIGHT_SUFFIXES, sha256_of
 
 _MEASURING = ("imatrix", "sensitivity")
 _MEASURING_CHILD = "planner.verify.step_child"
@@ -42,6 +42,8 @@ class Workplace:
     """The checkpoint directory or GGUF file."""
     threads: int
     llama_cpp_directory: str | None = None
+    tensor_types: dict[str, str] | None = None
+    """GGUF tensor name → ggml type, for a step that quantizes the checkpoint itself."""
 
     def path(self, plan: Plan, name: str) -> Path:
         """Path of what the step ``name`` makes; ``model`` is the model itself."""
@@ -133,6 +135,8 @@ def _run_step(plan: Plan, step: Step, place: Workplace, key: str, progress: Prog
         imatrix=str(place.path(plan, step.imatrix)) if step.imatrix else None,
         sensitivity=str(place.path(plan, step.sensitivity)) if step.sensitivity else None,
         model_name=plan.model.name,
+        tensor_types=place.tensor_types if reads_checkpoint(plan, step) else None,
+        pins=_pins(plan) if reads_checkpoint(plan, step) else None,
         threads=place.threads,
         llama_cpp_directory=place.llama_cpp_directory,
     )
@@ -141,9 +145,9 @@ def _run_step(plan: Plan, step: Step, place: Workplace, key: str, progress: Prog
     try:
         child = _MEASURING_CHILD if step.kind in _MEASURING else "planner.execute.child"
         result = run_child(child, job, what=f"step {step.name}", log=log, progress=progress)
-    except BaseException:
-        # An interrupted or crashed child had no time to remove what it had begun, which may be many GB.
-        partial_path(output).unlink(missing_ok=True)
+    except BaseException as error:
+        if was_cut_off(error):
+            leave_only_progress([output])
         raise
     return receipts.Receipt(
         step=step.name,
@@ -154,10 +158,21 @@ def _run_step(plan: Plan, step: Step, place: Workplace, key: str, progress: Prog
         seconds=round(time.monotonic() - started, 3),
         peak_memory_bytes=result.get("peak_memory_bytes"),
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        resumed=bool(result.get("resumed")),
         notes=tuple(result.get("notes", ())),
         details=result.get("details", {}),
         tensor_types=tuple((name, type_) for name, type_ in result.get("tensor_types", ())),
     )
+
+
+def reads_checkpoint(plan: Plan, step: Step) -> bool:
+    """Whether ``step`` quantizes the model's own checkpoint: it hashes the weights while it reads them."""
+    return step.kind == "quantize" and step.source == "model" and not plan.model.is_gguf and step.method == "gguf"
+
+
+def _pins(plan: Plan) -> dict[str, str]:
+    pinned = (file for file in plan.model.files if file.sha256 and file.name.endswith(WEIGHT_SUFFIXES))
+    return {file.name: str(file.sha256) for file in pinned}
 
 
 def clean_up(plan: Plan, place: Workplace) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""GGUF files that have every name, shape and type and no weights: the data is a hole in a sparse file.
+"""The header of a GGUF file as bytes, and files that have one and no weights: the data is a hole in a sparse file.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
@@ -19,13 +19,19 @@ VERSION = 3
 MOST_DISK_BYTES = 64 * MIB
 """A header takes some hundred KiB; a file that takes more on the disk is not sparse there."""
 
+
+class Int32(int):
+    """A whole number that is stored signed; others are unsigned."""
+
+
 Scalar = bool | int | float | str
-Value = Scalar | Sequence[Scalar]
+Value = Scalar | bytes | Sequence[Scalar] | Sequence[bytes]
+"""``bytes`` is an array of bytes; a sequence of them, as one of ``str``, is an array of texts."""
 StoredTensor = tuple[str, tuple[int, ...], str]
 """Name, shape in ggml's order, ggml type."""
 
 # gguf_type of gguf.h
-_U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
+_U8, _U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 0, 4, 5, 6, 7, 8, 9
 
 
 def header(metadata: Mapping[str, Value], tensors: Sequence[StoredTensor]) -> bytes:
@@ -74,22 +80,31 @@ def _refused(path: Path, length: int, reason: str) -> InputError:
     )
 
 
-def _text(text: str) -> bytes:
-    data = text.encode()
+def _text(text: str | bytes) -> bytes:
+    data = text.encode() if isinstance(text, str) else text
     return pack("<Q", len(data)) + data
 
 
 def _value(value: Value) -> bytes:
     if isinstance(value, (bool, int, float, str)):
-        type_, data = _scalar(value, _U32)
+        type_, data = _scalar(value)
         return pack("<I", type_) + data
-    items = [_scalar(item, _I32) for item in value]
-    return pack("<IIQ", _ARRAY, items[0][0] if items else _I32, len(items)) + b"".join(data for _, data in items)
+    type_, data = (_U8, value) if isinstance(value, bytes) else _elements(value)
+    return pack("<IIQ", _ARRAY, type_, len(value)) + data
 
 
-def _scalar(value: Scalar, whole: int) -> tuple[int, bytes]:
+def _scalar(value: Scalar) -> tuple[int, bytes]:
     if isinstance(value, bool):
         return _BOOL, pack("<?", value)
     if isinstance(value, int):
-        return whole, pack("<I" if whole == _U32 else "<i", value)
+        return (_I32, pack("<i", value)) if isinstance(value, Int32) else (_U32, pack("<I", value))
     return (_F32, pack("<f", value)) if isinstance(value, float) else (_STRING, _text(value))
+
+
+def _elements(values: Sequence[Scalar] | Sequence[bytes]) -> tuple[int, bytes]:
+    """All at once: a vocabulary has 100,000 of them. The first tells the type; whole numbers are signed."""
+    first = values[0] if values else 0
+    if isinstance(first, (str, bytes)):
+        return _STRING, b"".join([_text(value) for value in values])  # type: ignore[arg-type]
+    kind = "?" if isinstance(first, bool) else "f" if isinstance(first, float) else "i"
+    return {"?": _BOOL, "f": _F32, "i": _I32}[kind], pack(f"<{len(values)}{kind}", *values)

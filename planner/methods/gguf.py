@@ -170,13 +170,16 @@ def kernel(
 
 
 def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
-    """Convert to 16 bits unless the model is a GGUF file, measure what the variant needs to know, quantize, verify.
+    """Straight from the checkpoint to the final file, or by way of 16 bits where something must be measured on those.
 
-    The intermediate keeps the published type where GGUF has it, so that the reference is the model itself.
+    A checkpoint of a family that qplan does not convert itself becomes a 16-bit file first, by llama.cpp's converter;
+    it keeps the published type where GGUF has it, so that the reference is the model itself.
     """
     target = serving.artifact_name(model, variant)
     made = size(model, variant).file_bytes
     verify = Step(name="verify", kind="verify", method="gguf", source="quantize")
+    if is_one_pass(model, variant):
+        return (_quantize_step(model, variant, "model", target, made), verify)
     if model.source.is_gguf:
         measured = _measuring_steps(model, variant, "model")
         quantize = _quantize_step(model, variant, "model", target, made)
@@ -184,9 +187,8 @@ def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
     if variant.type in FULL_PRECISION:
         convert = _convert_step(model, variant.type, target, intermediate=False)
         return (convert, dataclasses.replace(verify, source="convert"))
-    full = "F16" if model.dtype.upper() in {"F16", "FLOAT16"} else "BF16"
-    between = serving.artifact_name(model, dataclasses.replace(variant, type=full, imatrix=False))
-    convert = _convert_step(model, full, between, intermediate=True)
+    full = reference_type(model)
+    convert = _convert_step(model, full, reference_name(model, variant), intermediate=True)
     measured = _measuring_steps(model, variant, "convert")
     return (convert, *measured, _quantize_step(model, variant, "convert", target, made), verify)
 
@@ -220,6 +222,25 @@ def _measuring_steps(model: ModelSpec, variant: Variant, source: str) -> tuple[S
             )
         )
     return tuple(made)
+
+
+def is_one_pass(model: ModelSpec, variant: Variant) -> bool:
+    """Whether a checkpoint becomes ``variant`` without a 16-bit file in between.
+
+    Importance matrix and sensitivities are measured on the 16-bit model, so that it is there to be quantized from.
+    """
+    straight = variant.type not in FULL_PRECISION and not variant.imatrix and not variant.recipe
+    return straight and model.convertible and not model.source.is_gguf
+
+
+def reference_type(model: ModelSpec) -> str:
+    """The 16-bit type that a checkpoint is converted to: its own; BF16 for 8-bit floats and F16 for float32."""
+    return "F16" if model.dtype.upper() in {"F16", "FLOAT16", "F32", "FLOAT32"} else "BF16"
+
+
+def reference_name(model: ModelSpec, variant: Variant) -> str:
+    """What a file with the model in 16 bits is called beside the artifact."""
+    return serving.artifact_name(model, dataclasses.replace(variant, type=reference_type(model), imatrix=False))
 
 
 def _convert_step(model: ModelSpec, type_: str, output: str, *, intermediate: bool) -> Step:

@@ -1,4 +1,4 @@
-"""The doing half of GGUF: convert a checkpoint, quantize a GGUF file. Runs only in a child process."""
+"""The doing half of GGUF: quantize a checkpoint or a GGUF file, or convert. Runs only in a child process."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from planner.core.codec import decode, read_json
 from planner.core.errors import ExecutionFailed, InputError
-from planner.core.job import Job
+from planner.core.job import Job, QuantizedFile, QuantizeJob
 from planner.core.model import Tensor
 from planner.core.units import MIB, format_bytes, pad
 from planner.formats.ggml import tensor_bytes, type_traits
@@ -21,6 +21,9 @@ from planner.formats.gguf import GgufHeader, open_gguf
 from planner.formats.imatrix import read_imatrix
 from planner.methods import gguf_mix, gguf_recipe
 from planner.methods.gguf_recipe import Recipe, SensitivityTable
+
+if TYPE_CHECKING:
+    from planner.quantize import Target
 
 Progress = Callable[[float, float], None]
 
@@ -40,7 +43,7 @@ def work(job: Job, progress: Progress) -> dict[str, Any]:
     if job.step.kind == "convert":
         return _convert(job, progress)
     if job.step.kind == "quantize":
-        return _quantize(job, progress)
+        return _quantize_checkpoint(job, progress) if Path(job.source).is_dir() else _quantize(job, progress)
     raise InputError(f"GGUF has no step of kind {job.step.kind!r}", code="unknown-step")
 
 
@@ -49,8 +52,7 @@ def _convert(job: Job, progress: Progress) -> dict[str, Any]:
 
     directory, output = Path(job.source), Path(job.output)
     out_type = (job.step.type or "auto").lower()
-    config = json.loads((directory / "config.json").read_text("utf-8"))
-    reason = convert.can_convert(config)
+    reason = convert.can_convert(json.loads((directory / "config.json").read_text("utf-8")))
     if reason is not None:
         if job.llama_cpp_directory is None:
             raise InputError(reason, hint="give a llama.cpp checkout with --llama-cpp DIR", code="no-converter")
@@ -69,6 +71,54 @@ def _convert(job: Job, progress: Progress) -> dict[str, Any]:
             code="tokenizer-differs",
         )
     return {"notes": [*made.notes, f"tokenizer: {check.detail}"]}
+
+
+def _quantize_checkpoint(job: Job, progress: Progress) -> dict[str, Any]:
+    """Straight from the checkpoint."""
+    from planner.quantize import quantize_checkpoint
+
+    file = QuantizedFile(path=job.output, type=str(job.step.type), tensor_types=job.tensor_types or {})
+    made = quantize_checkpoint(
+        Path(job.source),
+        (_target(file),),
+        threads=job.threads,
+        model_name=job.model_name,
+        pins=job.pins,
+        progress=progress,
+    )
+    notes = [*made.notes, *_hash_notes(job, made.source_sha256)]
+    return {"notes": notes, "resumed": made.resumed_units > 0}
+
+
+def quantize_many(job: QuantizeJob, progress: Progress) -> dict[str, Any]:
+    """Several files from one read of a checkpoint.
+
+    Raises:
+        QplanError: as ``quantize_checkpoint``.
+    """
+    from planner.quantize import quantize_checkpoint
+    from planner.quantize.engine import describe
+
+    made = quantize_checkpoint(
+        Path(job.source),
+        tuple(_target(file) for file in job.files),
+        threads=job.threads,
+        model_name=job.model_name,
+        through=job.through,
+        progress=progress,
+    )
+    return {**describe(made), "notes": list(made.notes)}
+
+
+def _target(file: QuantizedFile) -> Target:
+    from planner.quantize import Target
+
+    return Target(output=Path(file.path), file_type=gguf_mix.file_type(file.type).id, types=file.tensor_types)
+
+
+def _hash_notes(job: Job, found: Mapping[str, str]) -> list[str]:
+    pinned = sum(name in (job.pins or {}) for name in found)
+    return [f"{pinned} of {len(found)} weight files have the SHA-256 that was planned for"] if job.pins else []
 
 
 def _quantize(job: Job, progress: Progress) -> dict[str, Any]:

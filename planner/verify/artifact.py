@@ -10,7 +10,7 @@ from pathlib import Path
 
 from planner.core.candidate import Placement, Variant
 from planner.core.data import data_path
-from planner.core.errors import InputError, MissingDependency
+from planner.core.errors import ExecutionFailed, InputError, MissingDependency, UnsupportedArchitecture
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import (
     DECODE,
@@ -23,7 +23,8 @@ from planner.core.measurement import (
     Measurement,
 )
 from planner.core.plan import Expectation
-from planner.core.units import format_bytes
+from planner.core.units import GIB, format_bytes
+from planner.verify.reference import NO_ROOM
 from planner.verify.run import Progress, run_trial
 from planner.verify.trial import QUALITY, SPEED, QualityTrial, SpeedTrial, TrialRequest, TrialResult
 from planner.verify.verdicts import Measured, Verdict, all_ok, verdicts
@@ -34,6 +35,8 @@ _NORMAL_80 = 1.2816
 """Half-width of a normal distribution's 80 % interval, in standard errors."""
 _QUALITY_SHARE = 0.5
 """Of the time budget, when quality is measured too."""
+_WORKING_BYTES = GIB
+"""Left free of a reference held in memory: logits of 1024 tokens of a large vocabulary twice, and compute buffers."""
 _IDLE_SHARE = 0.9
 """Share of its cores' time below which a measured speed is noted as too low."""
 _REMEMBER_SHARE = 0.75
@@ -78,6 +81,7 @@ def verify_artifact(
     placement: Placement,
     hardware: HardwareProfile,
     reference: Path | None = None,
+    keep_reference: Path | None = None,
     text: Path | None = None,
     expectations: Sequence[Expectation] = (),
     progress: Progress | None = None,
@@ -93,7 +97,9 @@ def verify_artifact(
 
     Args:
         artifact: a GGUF file, the first part of a split one.
-        reference: the 16-bit GGUF it was quantized from; without it no quality is measured.
+        reference: the 16-bit GGUF it was quantized from, or the checkpoint directory, of which a 16-bit model is made
+            for the while; without it no quality is measured.
+        keep_reference: a file to keep that 16-bit model in.
         text: held-out text in UTF-8; ``None`` takes the one that comes with qplan.
         budget_seconds: wall time to stay near.
 
@@ -112,6 +118,7 @@ def verify_artifact(
         kind=QUALITY,
         budget_seconds=budget_seconds * _QUALITY_SHARE,
         max_chunks=max_chunks,
+        reference_keep=str(keep_reference) if keep_reference else None,
         repack=speed_trial is None or speed_trial.speed is None or speed_trial.speed.repack,
     )
     quality_trial = _quality(quality_ask, reference, text, hardware, progress, notes)
@@ -204,19 +211,20 @@ def _quality(
         notes.append("quality was not measured: there is no 16-bit model to compare with")
         return None
     chosen = text or data_path(HELD_OUT)
-    missing = _why_not(Path(request.model_path), gguf_files(reference), chosen, text is None, hardware)
+    artifact_bytes = sum(file.stat().st_size for file in gguf_files(Path(request.model_path)))
+    missing = _why_not(artifact_bytes + _reference_bytes(reference), chosen, text is None, hardware)
     if missing:
         notes.append(f"quality was not measured: {missing}")
         return None
     # Without GPU support in llama.cpp the layers run on the CPU, which changes no logit that matters.
-    asked = replace(request, reference_path=str(reference), text_path=str(chosen))
+    asked = replace(_with_reference(request, reference, artifact_bytes, hardware), text_path=str(chosen))
     try:
         result = run_trial(asked, progress=progress)
-    except MissingDependency as error:
+    except (MissingDependency, UnsupportedArchitecture) as error:
         notes.append(f"quality was not measured: {error.what}; {error.hint}")
         return None
-    except InputError as error:
-        if error.code != "text-too-short" or text is not None:
+    except (InputError, ExecutionFailed) as error:
+        if error.code != NO_ROOM and (error.code != "text-too-short" or text is not None):
             raise
         notes.append(f"quality was not measured: {error.what} ({error.numbers})")
         return None
@@ -229,12 +237,28 @@ def _quality(
     return result
 
 
-def _why_not(
-    artifact: Path, reference: tuple[Path, ...], text: Path, is_default: bool, hardware: HardwareProfile
-) -> str | None:
+def _with_reference(
+    request: TrialRequest, reference: Path, artifact_bytes: int, hardware: HardwareProfile
+) -> TrialRequest:
+    if not reference.is_dir():
+        return replace(request, reference_path=str(reference))
+    usable = hardware.memory.usable_bytes()
+    room = None if usable is None else usable - artifact_bytes - _WORKING_BYTES
+    return replace(request, reference_checkpoint=str(reference), reference_memory_bytes=room)
+
+
+def _reference_bytes(reference: Path) -> int:
+    """Of the 16-bit model, whether it is there or is to be made."""
+    if not reference.is_dir():
+        return sum(file.stat().st_size for file in gguf_files(reference))
+    from planner.formats.safetensors import open_checkpoint
+
+    return 2 * open_checkpoint(reference).parameter_count
+
+
+def _why_not(needed: int, text: Path, is_default: bool, hardware: HardwareProfile) -> str | None:
     if is_default and not text.is_file():
         return "the held-out text is missing from this installation; give one with --text"
-    needed = sum(file.stat().st_size for file in (*reference, *gguf_files(artifact)))
     usable = hardware.memory.usable_bytes()
     if usable is not None and needed > usable:
         return f"both models take {format_bytes(needed)} together, {format_bytes(usable)} of RAM is free"

@@ -21,13 +21,15 @@ def work(asked: object, progress: Progress) -> TrialResult:
     request = decode(TrialRequest, asked, what="the request")
     speed: SpeedTrial | None = None
     quality: QualityTrial | None = None
+    notes: tuple[str, ...] = ()
     if request.kind == SPEED:
         speed = _speed(request, progress)
     elif request.kind == QUALITY:
-        quality = _quality(request, progress)
+        quality, notes = _quality(request, progress)
     else:
         raise InputError(f"{request.kind!r} is no kind of trial", hint=f"{SPEED} or {QUALITY}")
-    return TrialResult(speed=speed, quality=quality, tool_version=_tool_version(Path(request.model_path)))
+    tool = _tool_version(Path(request.model_path))
+    return TrialResult(speed=speed, quality=quality, tool_version=tool, notes=notes)
 
 
 def _tool_version(model: Path) -> str:
@@ -55,13 +57,31 @@ def _speed(request: TrialRequest, progress: Progress) -> SpeedTrial:
     )
 
 
-def _quality(request: TrialRequest, progress: Progress) -> QualityTrial:
+def _quality(request: TrialRequest, progress: Progress) -> tuple[QualityTrial, tuple[str, ...]]:
+    if request.reference_checkpoint is None:
+        reference = Path(request.reference_path) if request.reference_path else None
+        return _quality_against(request, reference, progress), ()
+    from planner.verify import native
+    from planner.verify.reference import Source, sixteen_bit
+
+    native.library()  # before numpy, as in measure_quality
+    source = Source(
+        checkpoint=Path(request.reference_checkpoint),
+        folder=Path(request.model_path).parent,
+        memory_bytes=request.reference_memory_bytes,
+        keep=Path(request.reference_keep) if request.reference_keep else None,
+    )
+    with sixteen_bit(source, progress) as (path, note):
+        return _quality_against(request, path, progress), (note,)
+
+
+def _quality_against(request: TrialRequest, reference: Path | None, progress: Progress) -> QualityTrial:
     from planner.verify import native
     from planner.verify.quality import measure_quality
 
     return measure_quality(
         Path(request.model_path),
-        Path(request.reference_path) if request.reference_path else None,
+        reference,
         read_text(Path(request.text_path or "")),
         context=request.quality_context,
         max_chunks=request.max_chunks,

@@ -30,6 +30,12 @@ class TrialRequest:
     """Tokens decoded for one sample."""
     reference_path: str | None = None
     """The 16-bit model that quality is measured against; ``None``: only a perplexity."""
+    reference_checkpoint: str | None = None
+    """A checkpoint directory to make the 16-bit model of, in place of ``reference_path``."""
+    reference_memory_bytes: int | None = None
+    """Memory that the 16-bit model may take; beyond it lies in a temporary file beside the artifact."""
+    reference_keep: str | None = None
+    """A file to keep the 16-bit model in."""
     text_path: str | None = None
     quality_context: int = 512
     """Tokens of one chunk of text, llama-perplexity's default."""

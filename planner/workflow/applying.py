@@ -15,7 +15,7 @@ from planner.core.errors import InputError, NeedsConfirmation, QplanError
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import Measurement
 from planner.core.model import ModelSpec, shape_sha256
-from planner.core.plan import Expectation, Plan
+from planner.core.plan import Expectation, Plan, PlanModel, Step
 from planner.core.units import format_bytes
 from planner.execute import calibration, obtain, preflight, process, receipts, runner
 from planner.workflow import reporting, step_report
@@ -72,8 +72,13 @@ class ApplyOptions:
     """Set by another thread, it ends the apply as Ctrl-C does."""
 
 
-def check(plan: Plan, output: Path, *, hash_files: bool = True) -> HardwareProfile:
+def check(plan: Plan, output: Path, *, applying: bool = False) -> HardwareProfile:
     """All that must hold before a plan is applied; the machine it was checked on.
+
+    Args:
+        plan: the plan.
+        output: where it would be applied.
+        applying: it will be applied now, so that weights which a step will hash anyway are not hashed before.
 
     Raises:
         StalePlan: another machine, or the model changed.
@@ -84,15 +89,16 @@ def check(plan: Plan, output: Path, *, hash_files: bool = True) -> HardwareProfi
     check_hardware(plan, here)
     preflight.check_tools(plan)
     local = obtain.local_path(plan.model)
-    if local is not None and hash_files:
-        preflight.check_model_files(plan, local)
+    steps = runner.pending(plan, output, reference_needed=True)
+    if local is not None:
+        hashed_later = applying and any(runner.reads_checkpoint(plan, step) for step in steps)
+        preflight.check_model_files(plan, local, hash_weights=not hashed_later)
     for step in plan.steps:
         if step.calibration is not None:
             calibration.check(step.calibration)
     preflight.check_output(plan, output)
     preflight.check_replaceable(output / REPORT, "plan_sha256")
     reporting.check_page(output / reporting.PAGE)
-    steps = runner.pending(plan, output, reference_needed=True)
     preflight.check_room(steps, here)
     return here
 
@@ -107,7 +113,7 @@ def apply(plan: Plan, options: ApplyOptions, watcher: Watcher) -> Outcome:
     output = options.output
     preflight.check_text(options.text)
     with runner.locked(output), process.stoppable(options.stop):
-        here = check(plan, output)
+        here = check(plan, output, applying=True)
         done = finished(plan, output)
         if done is not None:
             if not (output / reporting.PAGE).exists():
@@ -137,30 +143,51 @@ def finished(plan: Plan, output: Path) -> dict[str, Any] | None:
 def _workplace(plan: Plan, options: ApplyOptions, here: HardwareProfile) -> runner.Workplace:
     model = obtain.local_path(plan.model)
     if model is None:
-        _confirm_download(plan, options)
+        confirm_download(plan.model, assume_yes=options.assume_yes, confirm=options.confirm)
         model = obtain.download(plan.model)
-        preflight.check_model_files(plan, model)
+        preflight.check_model_files(plan, model, hash_weights=not gguf_in_one_pass(plan))
     return runner.Workplace(
         output=options.output,
         model=model,
         threads=plan.placement.threads or here.cpu.inference_threads(),
         llama_cpp_directory=options.llama_cpp_directory,
+        tensor_types=tensor_types(model, plan.variant) if gguf_in_one_pass(plan) else None,
     )
 
 
-def _confirm_download(plan: Plan, options: ApplyOptions) -> None:
+def gguf_in_one_pass(plan: Plan) -> bool:
+    """Whether a step of the plan quantizes the checkpoint itself."""
+    return any(runner.reads_checkpoint(plan, step) for step in plan.steps)
+
+
+def tensor_types(checkpoint: Path, variant: Variant) -> dict[str, str]:
+    """GGUF tensor name → ggml type of every tensor that the checkpoint, as it is on the disk, is converted to."""
+    from planner import models
+    from planner.convert.mapping import stream
+    from planner.convert.support import open_config
+    from planner.formats.safetensors import open_checkpoint
+    from planner.methods import gguf
+
+    made = {tensor.name for tensor in stream(open_checkpoint(checkpoint), open_config(checkpoint)[0])}
+    model = models.resolve(str(checkpoint))
+    # an output matrix that is stored although it is tied is left out, and then the mix is that of a tied model
+    model = dataclasses.replace(model, tensors=tuple(tensor for tensor in model.tensors if tensor.name in made))
+    return dict(zip((tensor.name for tensor in model.tensors), gguf.tensor_types(model, variant), strict=True))
+
+
+def confirm_download(model: PlanModel, *, assume_yes: bool, confirm: Callable[[str], bool] | None) -> None:
     """Ask before fetching gigabytes.
 
     Raises:
         NeedsConfirmation: there is nobody to ask, or the answer was no.
     """
-    if options.assume_yes:
+    if assume_yes:
         return
-    size = sum(file.size_bytes for file in plan.model.files) or 2 * plan.model.parameter_count
-    question = f"Download {plan.model.location}, about {format_bytes(size)}?"
-    if options.confirm is None or not options.confirm(question):
+    size = sum(file.size_bytes for file in model.files) or 2 * model.parameter_count
+    question = f"Download {model.location}, about {format_bytes(size)}?"
+    if confirm is None or not confirm(question):
         raise NeedsConfirmation(
-            f"{plan.model.location} must be downloaded",
+            f"{model.location} must be downloaded",
             numbers=f"about {format_bytes(size)}",
             hint="--yes agrees beforehand",
             code="download-needs-yes",
@@ -177,9 +204,8 @@ def _verify_plan(
 ) -> dict[str, Any]:
     from planner.verify.report import report_document, write_report
 
-    reference = next((place.path(plan, step.name) for step in plan.reference_steps()), None)
-    if reference is None and plan.model.is_gguf:
-        reference = place.model
+    # without a step that makes the 16-bit model: the model itself, a GGUF file or the checkpoint
+    reference = next((place.path(plan, step.name) for step in plan.reference_steps()), place.model)
     model = _model_of(plan)
     context = reporting.context_of(plan, model, here)
     result = _measure(
@@ -189,6 +215,7 @@ def _verify_plan(
         plan.placement,
         here,
         reference=reference,
+        keep_reference=_kept_reference(plan, model, options),
         expectations=plan.expectations,
         budget_seconds=options.budget_seconds,
         text=options.text,
@@ -206,6 +233,23 @@ def _verify_plan(
     write_report(place.output / REPORT, document)
     reporting.write_report_page(str(place.output))
     return document
+
+
+def _kept_reference(plan: Plan, model: ModelSpec, options: ApplyOptions) -> Path | None:
+    """Where the 16-bit model is kept, if that is wanted and no step makes it.
+
+    Raises:
+        ExecutionFailed: there is a file of this name already that no apply of ours began.
+    """
+    if not options.keep_intermediate or not gguf_in_one_pass(plan):
+        return None
+    from planner.methods import gguf
+
+    step = Step(name="reference", kind="convert", method="gguf", output=gguf.reference_name(model, plan.variant))
+    path = options.output / str(step.output)
+    preflight.check_ours(path, ours=receipts.begun(options.output, step))
+    receipts.begin(options.output, step)
+    return path
 
 
 def _model_of(plan: Plan) -> ModelSpec:
@@ -239,7 +283,7 @@ def verify(
     from planner.verify.report import report_document
 
     gguf_files(artifact)
-    if reference is not None:
+    if reference is not None and not reference.is_dir():
         gguf_files(reference)
     preflight.check_text(text)
     here = survey(output=artifact.absolute().parent)
@@ -294,6 +338,7 @@ def _measure(
     here: HardwareProfile,
     *,
     reference: Path | None,
+    keep_reference: Path | None = None,
     expectations: tuple[Expectation, ...],
     budget_seconds: float,
     text: Path | None,
@@ -317,6 +362,7 @@ def _measure(
         placement=placement,
         hardware=here,
         reference=reference,
+        keep_reference=keep_reference,
         text=text,
         expectations=expectations,
         progress=progress,

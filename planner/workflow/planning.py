@@ -149,10 +149,11 @@ def _check_makeable(model: ModelSpec, candidate: Candidate) -> None:
         )
 
 
-def plan_model(model: ModelSpec) -> PlanModel:
-    """The model with its files pinned by size and hash."""
+def plan_model(model: ModelSpec, *, weights: bool = True) -> PlanModel:
+    """The model with its files pinned by size and hash; the hashes of weights are left out without ``weights``."""
     from planner.models import fingerprint
 
+    pinned = fingerprint.pin(model, weights=weights)
     return PlanModel(
         name=model.name,
         architecture=model.architecture,
@@ -161,7 +162,7 @@ def plan_model(model: ModelSpec) -> PlanModel:
         revision=model.source.revision,
         parameter_count=model.parameter_count,
         shape_sha256=shape_sha256(model),
-        files=tuple(PinnedFile(name=f.name, size_bytes=f.size_bytes, sha256=f.sha256) for f in fingerprint.pin(model)),
+        files=tuple(PinnedFile(name=f.name, size_bytes=f.size_bytes, sha256=f.sha256) for f in pinned),
     )
 
 

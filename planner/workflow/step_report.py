@@ -6,12 +6,14 @@ from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
+from planner.core.candidate import Variant
 from planner.core.codec import encode
 from planner.core.estimates import Prediction
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import (
     CONVERT_RATE,
     FILE_BYTES,
+    ONE_PASS_RATE,
     PEAK_MEMORY,
     QUANTIZE_RATE,
     STEP_SECONDS,
@@ -21,9 +23,8 @@ from planner.core.measurement import (
 from planner.core.model import ModelSpec, shape_sha256
 from planner.core.plan import Plan, Step
 from planner.execute.receipts import Receipt
+from planner.methods import gguf
 from planner.workflow.planning import FILE_TOLERANCE_FRACTION, stretched
-
-_RATES = {"convert": CONVERT_RATE, "quantize": QUANTIZE_RATE}
 
 
 def rows(plan: Plan, made: tuple[Receipt, ...]) -> list[dict[str, Any]]:
@@ -43,7 +44,8 @@ def _verdicts(step: Step, receipt: Receipt) -> list[dict[str, Any]]:
     slack = (size or 0.0) * FILE_TOLERANCE_FRACTION
     found = []
     if step.predicted_seconds is not None:
-        found.append(_row(STEP_SECONDS, stretched(step.predicted_seconds), receipt.seconds))
+        seconds = None if receipt.resumed else receipt.seconds
+        found.append(_row(STEP_SECONDS, stretched(step.predicted_seconds), seconds))
     if step.predicted_memory is not None:
         found.append(_row(PEAK_MEMORY, stretched(step.predicted_memory), receipt.peak_memory_bytes))
     if size is not None:
@@ -86,12 +88,13 @@ def measurements(
     found = []
     for step in fresh:
         receipt = receipts.get(step.name)
-        if receipt is None or step.kind not in _RATES or receipt.seconds <= 0:
+        quantity = _rate_of(step, model, plan.variant)
+        if receipt is None or quantity is None or receipt.resumed or receipt.seconds <= 0:
             continue
         rate = model.parameter_count / receipt.seconds
         found.append(
             Measurement(
-                quantity=_RATES[step.kind],
+                quantity=quantity,
                 value=rate,
                 low=rate,
                 high=rate,
@@ -112,6 +115,13 @@ def measurements(
             )
         )
     return tuple(found)
+
+
+def _rate_of(step: Step, model: ModelSpec, variant: Variant) -> str | None:
+    """What the step's time is a rate of."""
+    if step.kind == "quantize":
+        return ONE_PASS_RATE if gguf.is_one_pass(model, variant) else QUANTIZE_RATE
+    return CONVERT_RATE if step.kind == "convert" else None
 
 
 def _tool(kind: str) -> str:

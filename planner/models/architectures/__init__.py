@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from planner.convert.support import can_convert
 from planner.core.errors import UnsupportedArchitecture
 from planner.core.model import ModelSource, ModelSpec
 from planner.models.architectures import gemma, llama, mixtures, others, qwen
@@ -130,6 +131,7 @@ def spec_from_config(
         n_head_kv=dims.n_head_kv,
         dtype=dtype or fields.dtype,
         tokenizer=tokenizer,
+        convertible=can_convert(config) is None,
         notes=notes,
     )
 
