@@ -19,6 +19,7 @@ from planner.core.errors import Exit, QplanError, UsageError
 
 VERBS: dict[str, tuple[str, str]] = {
     "recommend": ("recommend", "say how to run a model best on this machine"),
+    "frontier": ("frontier", "draw size, quality and speed of every way to run a model"),
     "estimate": ("estimate", "size, memory, speed and quality of one way to run a model, or of many"),
     "explain": ("explain", "print the arithmetic behind an estimate, term by term"),
     "plan": ("plan", "write the recommendation as a plan"),
@@ -27,19 +28,18 @@ VERBS: dict[str, tuple[str, str]] = {
     "apply": ("apply", "carry a plan out and measure the result"),
     "verify": ("verify", "measure an artifact again"),
     "quality": ("quality", "measure what an artifact lost against its 16-bit model"),
+    "quantize": ("quantize", "make GGUF files of a checkpoint in one pass, several types from one read"),
     "imatrix": ("imatrix", "compute an importance matrix of a model"),
-    "frontier": ("frontier", "draw size, quality and speed of every way to run a model"),
-    "serve": ("serve", "start the right server with a plan's settings, or print how"),
     "report": ("report", "write the report of a run as one HTML file"),
     "compare": ("compare", "put several runs side by side"),
+    "serve": ("serve", "start the right server with a plan's settings, or print how"),
+    "wizard": ("wizard", "go from this machine to a verified model, screen by screen"),
     "calibrate": ("calibrate", "measure how fast this machine is, for all later estimates"),
-    "quantize": ("quantize", "make GGUF files of a checkpoint in one pass, several types from one read"),
     "probe": ("probe", "show what this machine has"),
     "models": ("models", "list the models known by name, or show one"),
     "methods": ("methods", "list the quantization methods"),
     "profiles": ("profiles", "list the captured machines"),
     "measurements": ("measurements", "list or export what was measured here"),
-    "wizard": ("wizard", "go from this machine to a verified model, screen by screen"),
     "doctor": ("doctor", "check this installation"),
 }
 
