@@ -17,7 +17,7 @@ from typing import Any
 
 from planner.core.candidate import Variant
 from planner.core.data import data_path, number, read_table
-from planner.core.model import ModelSpec
+from planner.core.model import ModelSpec, shape_twin
 from planner.estimate import quality_noise
 from planner.estimate.coefficients import read_coefficients
 from planner.methods import gguf_mix
@@ -79,13 +79,17 @@ def family_factor(family: str) -> float:
     return share
 
 
-@lru_cache(maxsize=4096)
 def noise(model: ModelSpec, variant: Variant) -> float | None:
     """Relative squared error of the weights, by role and corrected by type; ``None`` for a type without figures.
 
     A GGUF type never has more than a smaller one of its kind: where llama.cpp demands an importance matrix of the
     smaller type only, the formula would say so, and the published rows do not.
     """
+    return _noise(shape_twin(model), variant)
+
+
+@lru_cache(maxsize=4096)
+def _noise(model: ModelSpec, variant: Variant) -> float | None:
     own = _own_noise(model, variant)
     if own is None or variant.method != "gguf":
         return own

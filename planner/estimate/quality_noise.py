@@ -54,13 +54,13 @@ class Share:
 @lru_cache(maxsize=4096)
 def shares(model: ModelSpec, variant: Variant) -> tuple[Share, ...] | None:
     """Which types hold which part of each role's weights; ``None`` where llama.cpp has no such mix for the model."""
-    kinds = _kinds(model, variant)
-    if kinds is None:
+    held = _held(model, variant)
+    if held is None:
         return None
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for tensor, kind in zip(model.tensors, kinds, strict=True):
-        if len(tensor.shape) >= 2:
-            counts[gguf_mix.category(tensor.name)][kind] += tensor.element_count
+    for (role, type_), count in held.items():
+        if role is not None:
+            counts[role][_kind(variant, type_)] += count
     if model.tied_embeddings and gguf_mix.TOKEN_EMBEDDING in counts:
         counts[gguf_mix.OUTPUT] = counts[gguf_mix.TOKEN_EMBEDDING]
     return tuple(
@@ -70,17 +70,35 @@ def shares(model: ModelSpec, variant: Variant) -> tuple[Share, ...] | None:
     )
 
 
-def _kinds(model: ModelSpec, variant: Variant) -> tuple[str, ...] | None:
-    if variant.method != "gguf":
-        label = f"{variant.method}.{variant.type}"
-        return tuple(label if common.is_linear(tensor) else EXACT for tensor in model.tensors)
+@lru_cache(maxsize=4096)
+def _held(model: ModelSpec, variant: Variant) -> dict[tuple[str | None, str], int] | None:
+    """Weights by role (``None`` for vectors) and type."""
     types = _types(model, variant)
-    return (
-        None if types is None else tuple(EXACT if type_traits(type_).block_weights == 1 else type_ for type_ in types)
-    )
+    if types is None:
+        return None
+    held: dict[tuple[str | None, str], int] = defaultdict(int)
+    for (role, count), type_ in zip(_roles(model), types, strict=True):
+        held[role, type_] += count
+    return held
+
+
+@lru_cache(maxsize=512)
+def _roles(model: ModelSpec) -> tuple[tuple[str | None, int], ...]:
+    """Role, ``None`` for a vector, and number of weights of each tensor."""
+    return tuple((gguf_mix.category(t.name) if len(t.shape) >= 2 else None, t.element_count) for t in model.tensors)
+
+
+def _kind(variant: Variant, type_: str) -> str:
+    if variant.method != "gguf":
+        return type_
+    return EXACT if type_traits(type_).block_weights == 1 else type_
 
 
 def _types(model: ModelSpec, variant: Variant) -> tuple[str, ...] | None:
+    """The ggml type of each tensor, or for other methods whether they quantize it."""
+    if variant.method != "gguf":
+        label = f"{variant.method}.{variant.type}"
+        return tuple(label if common.is_linear(tensor) else EXACT for tensor in model.tensors)
     try:
         return gguf_mix.tensor_types(model, variant.type, guided(variant))
     except (InputError, UsageError):
@@ -89,13 +107,10 @@ def _types(model: ModelSpec, variant: Variant) -> tuple[str, ...] | None:
 
 def stored_bits(model: ModelSpec, variant: Variant) -> float | None:
     """Bits per weight of a GGUF variant's tensors; ``None`` where llama.cpp has no such mix for the model."""
-    types = _types(model, variant)
-    if types is None:
+    held = _held(model, variant)
+    if held is None:
         return None
-    bits = sum(
-        t.element_count * type_traits(kind).bits_per_weight for t, kind in zip(model.tensors, types, strict=True)
-    )
-    return bits / model.parameter_count
+    return sum(count * type_traits(type_).bits_per_weight for (_, type_), count in held.items()) / sum(held.values())
 
 
 def guided(variant: Variant) -> bool:
