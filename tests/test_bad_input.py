@@ -257,11 +257,13 @@ def test_a_disk_that_fills_up_in_the_middle(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.3, 0.6, 0.8, 1.0, 1.5])
+@pytest.mark.parametrize("delay", [0.0, 0.3, 0.5, 0.7, 1.2])
 def test_ctrl_c_leaves_no_partial_file(plan_file: Path, tmp_path: Path, delay: float) -> None:
     command = [sys.executable, "-m", "planner.cli", "apply", str(plan_file), "--output", str(tmp_path), "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environment, stderr=-1, stdout=-1, text=True, preexec_fn=hear_ctrl_c)
+    while not any(tmp_path.iterdir()) and process.poll() is None:
+        time.sleep(0.01)  # before it has begun, the interpreter itself would be interrupted
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
     answer, errors = process.communicate(timeout=60)
