@@ -120,7 +120,7 @@ def knowing(tables: dict[str, Any]) -> Iterator[None]:
     """Let the estimates use these coefficients, and no published row of a device."""
     whole = tables | {"source": "held out", "date": "held out"}
     replaced = [
-        patch(f"planner.estimate.{m}.document", lambda: whole) for m in ("speed_model", "speed_formula", "speed")
+        patch(f"planner.estimate.{m}.document", lambda: whole) for m in ("speed_model", "speed_serving", "speed")
     ]
     replaced.append(patch("planner.estimate.speed_published.find", lambda *_: ()))
     speed_model.coefficients.cache_clear()

@@ -12,7 +12,7 @@ import pytest
 from planner.core.candidate import Placement
 from planner.core.estimates import MemoryEstimate
 from planner.core.units import MIB
-from planner.estimate import speed_formula
+from planner.estimate import speed_formula, speed_site
 from planner.estimate.memory import memory, peak_memory_bytes
 from planner.estimate.speed_work import work
 from planner.methods import gguf
@@ -86,6 +86,6 @@ def test_a_prompt_waits_for_the_weights_it_copies(row: dict[str, Any]) -> None:
     spec, hardware = catalog.lookup(row["case"]["model"]), load_profile("h100-80gb")
     assert spec is not None
     variant, placed = gguf.variant(row["case"]["type"], imatrix=False), placement(row)
-    found = speed_formula.prefill(work(spec, variant, placed), variant, speed_formula.site(placed, hardware))
+    found = speed_formula.prefill(work(spec, variant, placed), variant, speed_site.site(placed, hardware))
     assert found is not None and found.split and found.bound_by == "link"
     assert placed.prompt_tokens / found.seconds == pytest.approx(median(row["prefill"]), rel=0.35)

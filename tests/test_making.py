@@ -21,7 +21,7 @@ from planner.core.measurement import ONE_PASS_RATE, Calibration, Conditions, Mea
 from planner.core.model import ModelSpec, shape_sha256
 from planner.core.plan import Plan, Step, disk_peak_bytes
 from planner.core.units import GIB, MIB
-from planner.estimate import making
+from planner.estimate import making, making_gguf
 from planner.estimate.making import forecast
 from planner.execute import receipts
 from planner.execute.preflight import check_output, check_room
@@ -134,9 +134,9 @@ def test_more_threads_never_take_longer(threads: int, type_: str) -> None:
 @pytest.mark.parametrize("name", ["qwen2.5-0.5b", "tinyllama-1.1b", "mixtral-8x7b", "deepseek-v2-lite"])
 def test_a_bigger_buffer_is_never_more_than_llamacpp_takes(name: str) -> None:
     types = gguf.tensor_types(model(name), gguf.variant("Q4_K_M"))
-    value = making.quantize_memory(model(name), types).value
+    value = making_gguf.quantize_memory(model(name), types).value
     largest = max(t.element_count for t in model(name).tensors)
-    assert making.QUANTIZE_BASE_BYTES < value <= making.QUANTIZE_BASE_BYTES + 8 * GIB + 2 * largest
+    assert making_gguf.QUANTIZE_BASE_BYTES < value <= making_gguf.QUANTIZE_BASE_BYTES + 8 * GIB + 2 * largest
 
 
 def measured(spec: ModelSpec, quantity: str, type_: str, factor: float, threads: int = 8) -> Measurement:

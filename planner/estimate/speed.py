@@ -11,8 +11,8 @@ from planner.core.hardware import HardwareProfile
 from planner.core.measurement import DECODE, PREFILL, Calibration
 from planner.core.model import ModelSpec
 from planner.estimate import speed_calibrated, speed_formula, speed_measured, speed_published
-from planner.estimate.speed_formula import Site, Timing
 from planner.estimate.speed_model import device_factor, document, interval, stratum, unmeasured_labels
+from planner.estimate.speed_site import Site, Timing, site
 from planner.estimate.speed_work import Work, work
 
 _Z80 = 1.2816
@@ -36,7 +36,7 @@ def speed(
     Each is a :class:`Prediction` with an 80 % interval, its basis, source and terms; ``None`` where a bandwidth it
     needs is unknown, with a note.
     """
-    where = speed_formula.site(placement, hardware)
+    where = site(placement, hardware)
     load = work(model, variant, placement)
     timings = {quantity: _timing(load, variant, where, quantity) for quantity in (DECODE, PREFILL)}
     predictions = {

@@ -1,23 +1,20 @@
-"""Seconds per token and per prompt from the fitted model, on GPUs, on the CPU, and split between them."""
+"""Seconds per token and per prompt from the fitted model, on GPUs, on the CPU, and split between them.
+
+llama.cpp's are computed here, those of other runtimes in :mod:`planner.estimate.speed_serving`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from planner.core.candidate import Placement, Variant
-from planner.core.hardware import ASSUMED, Cpu, Gpu, HardwareProfile
-from planner.estimate import speed_terms
-from planner.estimate.memory import gpu_shares
-from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class, is_ultra, power_ratio
-from planner.estimate.speed_model import coefficients, document
-from planner.estimate.speed_terms import Case, type_class
+from planner.core.candidate import Variant
+from planner.core.hardware import Gpu
+from planner.estimate import speed_serving, speed_terms
+from planner.estimate.speed_hardware import compute_rate, power_ratio
+from planner.estimate.speed_model import coefficients
+from planner.estimate.speed_site import Site, Terms, Timing, cpu_case, gpu_case
 from planner.estimate.speed_work import Work
 
-Terms = tuple[tuple[str, float, str], ...]
-
-_BACKENDS = ("cuda", "rocm", "vulkan", "metal", "sycl")
-_EAGER = ("gptqmodel", "autogptq", "bitsandbytes", "peft")
-"""Runtimes that run transformers' own model code, kernel by kernel."""
 CROSSING_SECONDS = 6e-5
 """Handing the hidden state from GPU to CPU and back once per token. An assumption, no published row shows it alone;
 it is 0.1-1 % of the token's time in a split model."""
@@ -27,111 +24,21 @@ pinned and the driver copies them first. From the five partly offloaded dense ru
 (benchmarks/gpu_check.py, 2026-11-23), less the time of the same prompt wholly on the GPU."""
 PAGEABLE_EXPERT_BYTES_PER_SECOND = 15.4e9
 """The same for experts, whose tensors are larger: 13.7-16.9 GB/s in the three runs of a mixture."""
-TENSOR_PARALLEL_EFFICIENCY = 0.8
-"""Share of the ideal speed-up of prefill over several GPUs. An assumption, not yet fitted."""
 PIPELINE_SHARE = 0.8
 """Share of a perfect pipeline's saving that several GPUs reach with llama.cpp: prompts of 8192 tokens of Llama 3 8B on
 two, four and six RTX 3090 took 0.77, 0.46 and 0.33 times what the formula gives for one, the perfect pipeline 0.53,
 0.30 and 0.21, and one GPU of those builds (2024-05, without flash attention) about 1.1 times what it gives
 (https://github.com/XiongjieDai/GPU-Benchmarks-on-LLM-Inference)."""
-NVLINK_LAYER_SECONDS, PCIE_LAYER_SECONDS = 4e-5, 5e-4
-"""What the two sums over all GPUs cost per layer and token with tensor parallelism. NVLink: Llama-2-70B in gpt-fast on
-2, 4 and 8 A100 took 46.9, 26.3 and 16.0 ms, which is 82.4 ms over their number and 5.7 ms, or 71 us a layer, 30 of
-them launches (gpt-fast README). PCIe: CodeLlama-34B in vLLM on 4 and 8 A10G took 60.0 and 42.6 ms in 16 bits, on 2 and
-4 of them 42.2 and 33.5 ms with AWQ: 525 and 517 us a layer (https://github.com/mlc-ai/llm-perf-bench, 2023-10)."""
-_NVLINK_CHIPS = frozenset({"volta", "ga100", "hopper", "gb100"})
-
 CPU_LAYER_SECONDS = 39e-6
 """Threads meet at a barrier after every node of the graph: what one layer costs beside its weights. From decoding the
 demo model (6 layers, weights in the L2 cache) as Q8_0 and Q4_K_M with 2 threads of a Xeon (llama-cpp-python 0.3.36,
 2026-11-23). It decides models of a few million parameters and is below 2 % of a token from 1B on."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """A time with its arithmetic."""
-
-    seconds: float
-    terms: Terms
-    bound_by: str
-    case: Case
-    fit: str
-    split: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """Where the work is done: the devices used and the settings that matter."""
-
-    gpus: tuple[Gpu, ...]
-    host_bandwidth: float | None
-    host_threads: int
-    host_class: str
-    tensor_parallel: int = 1
-    bandwidth_assumed: bool = False
-    """The host's bandwidth is an assumption: nobody measured or published it for this machine."""
-    shares: tuple[float, ...] = ()
-    """Parts of the offloaded layers that the GPUs get; empty: even."""
-
-    def shared(self) -> tuple[tuple[Gpu, float], ...]:
-        """Each GPU that gets layers with its share of them."""
-        total = sum(self.shares)
-        if total <= 0:
-            return tuple((gpu, 1 / len(self.gpus)) for gpu in self.gpus)
-        return tuple((gpu, part / total) for gpu, part in zip(self.gpus, self.shares, strict=True) if part > 0)
-
-    @property
-    def backend(self) -> str:
-        """llama.cpp's back end of the devices used, ``cpu`` without one."""
-        return self.gpus[0].backend if self.gpus else "cpu"
-
-
-def site(placement: Placement, hardware: HardwareProfile) -> Site:
-    """The devices that ``placement`` uses on ``hardware``."""
-    used = hardware.gpus[: max(1, placement.gpu_count)] if placement.gpu_layers > 0 else ()
-    return Site(
-        gpus=used,
-        host_bandwidth=hardware.memory.bandwidth_bytes_per_second,
-        host_threads=_useful_threads(placement.threads, hardware.cpu),
-        host_class=cpu_class(hardware.cpu),
-        tensor_parallel=max(1, placement.tensor_parallel),
-        shares=gpu_shares(placement, used),
-        bandwidth_assumed=(hardware.memory.bandwidth_basis or "").startswith(ASSUMED),
-    )
-
-
-def _useful_threads(asked: int | None, cpu: Cpu) -> int:
-    """Threads that add speed: the asked ones up to one for each physical core, else llama.cpp's best choice."""
-    if asked is None:
-        return cpu.inference_threads()
-    return min(asked, cpu.physical_core_count or cpu.logical_core_count or asked)
-
-
-def gpu_case(work: Work, variant: Variant, gpu: Gpu) -> Case:
-    """The coefficients' case of ``variant`` on ``gpu``."""
-    return Case(
-        backend=gpu.backend if gpu.backend in _BACKENDS else "vulkan",
-        chip=chip_class(gpu),
-        type_class=type_class(variant.main_type),
-        moe=work.moe,
-        hybrid=work.hybrid,
-        gemma=work.gemma,
-        ultra=is_ultra(gpu),
-        flash=work.flash,
-        runtime=variant.runtime,
-        method=variant.method,
-    )
-
-
-def cpu_case(work: Work, variant: Variant, where: Site) -> Case:
-    """The coefficients' case of ``variant`` on the host's cores."""
-    return Case(backend="cpu", chip=where.host_class, type_class=type_class(variant.main_type), moe=work.moe)
-
-
 def decode(work: Work, variant: Variant, where: Site) -> Timing | None:
     """Seconds per generated token; ``None`` where a bandwidth that is needed is unknown."""
     if variant.method != "gguf":
-        return _serving_decode(work, variant, where)
+        return speed_serving.decode(work, variant, where)
     if not where.gpus:
         return _cpu_decode(work, variant, where, share=1.0)
     parts = [_gpu_decode(work, variant, gpu, share) for gpu, share in where.shared()]
@@ -145,7 +52,7 @@ def decode(work: Work, variant: Variant, where: Site) -> Timing | None:
 def prefill(work: Work, variant: Variant, where: Site) -> Timing | None:
     """Seconds to read the prompt; ``None`` where a figure that is needed is unknown."""
     if variant.method != "gguf":
-        return _serving_prefill(work, variant, where)
+        return speed_serving.prefill(work, variant, where)
     if not where.gpus:
         return _cpu_prefill(work, variant, where, share=1.0)
     parts = [_gpu_prefill(work, variant, gpu, share) for gpu, share in where.shared()]
@@ -367,89 +274,3 @@ def _split_prefill(work: Work, variant: Variant, where: Site, parts: list[Timing
 
 def _all_on_gpu(work: Work) -> Work:
     return replace(work, gpu_bytes=work.weight_bytes, host_bytes=0.0, host_streamed_bytes=0.0, gpu_layers=work.layers)
-
-
-def _serving_case(work: Work, variant: Variant, gpu: Gpu) -> Case:
-    runtime = "exllama" if variant.runtime.startswith("exllama") else variant.runtime
-    if f"layer_seconds.{runtime}" not in document()["serving_decode"]["factors"]:
-        runtime = "transformers" if runtime in _EAGER else "vllm"
-    method = speed_terms.served_method(variant.method, variant.type)
-    made = gpu_case(work, variant, gpu)
-    return replace(made, runtime=runtime, method=method, type_class="", hybrid=False, gemma=False, ultra=False)
-
-
-def _serving_decode(work: Work, variant: Variant, where: Site) -> Timing | None:
-    gpu = where.gpus[0] if where.gpus else None
-    if gpu is None or not gpu.bandwidth_bytes_per_second:
-        return None
-    case = _serving_case(work, variant, gpu)
-    k = coefficients("serving_decode", case)
-    weights, launches, cache = speed_terms.serving_decode_seconds(
-        weight_bytes=work.weight_bytes,
-        layers=work.layers,
-        kv_bytes=work.kv_bytes * (work.query_group if speed_terms.copies_cache(case.runtime) else 1.0),
-        bandwidth=gpu.bandwidth_bytes_per_second,
-        k=k,
-    )
-    ways = float(min(where.tensor_parallel, len(where.gpus)))
-    link = NVLINK_LAYER_SECONDS if case.chip in _NVLINK_CHIPS else PCIE_LAYER_SECONDS
-    sums = work.layers * link if ways > 1 else 0.0
-    return Timing(
-        seconds=(weights + cache) / ways + launches + sums,
-        terms=(
-            ("weights read per token", work.weight_bytes, "B"),
-            ("bandwidth", gpu.bandwidth_bytes_per_second, "B/s"),
-            ("share of the bandwidth reached", k["efficiency"], ""),
-            ("weights", weights / ways, "s"),
-            ("kernel launches", launches, "s"),
-            ("KV cache", cache / ways, "s"),
-            *((("sums over the GPUs", sums, "s"),) if sums else ()),
-        ),
-        bound_by=_served_bound(weights / ways, cache / ways, launches, sums),
-        case=case,
-        fit="serving_decode",
-    )
-
-
-def _served_bound(weights: float, cache: float, launches: float, sums: float) -> str:
-    """What takes longest of a token."""
-    names = {sums: "link", launches: "launch overhead", cache: "KV cache reads", weights: "GPU bandwidth"}
-    return names[max(names)]
-
-
-def _serving_prefill(work: Work, variant: Variant, where: Site) -> Timing | None:
-    gpu = where.gpus[0] if where.gpus else None
-    if gpu is None or not gpu.bandwidth_bytes_per_second or not gpu.fp16_flops_per_second:
-        return None
-    case = _serving_case(work, variant, gpu)
-    k = coefficients("serving_prefill", case)
-    matmul, attention, launches = speed_terms.serving_prefill_seconds(
-        tokens=work.prompt,
-        params=work.params,
-        weight_bytes=work.streamed_bytes,
-        layers=work.layers,
-        attention_operations=work.attention_operations,
-        bandwidth=gpu.bandwidth_bytes_per_second,
-        matrix=gpu.fp16_flops_per_second,
-        k=k,
-    )
-    ways = _parallel(where)
-    return Timing(
-        seconds=(matmul + attention) / ways + launches,
-        terms=(
-            ("prompt", float(work.prompt), "tokens"),
-            ("arithmetic rate", gpu.fp16_flops_per_second * k["matmul"], "FLOP/s"),
-            ("matrix products", matmul / ways, "s"),
-            ("attention", attention / ways, "s"),
-            ("kernel launches", launches, "s"),
-        ),
-        bound_by="compute",
-        case=case,
-        fit="serving_prefill",
-    )
-
-
-def _parallel(where: Site) -> float:
-    """Speed-up by tensor parallelism over the devices used."""
-    ways = min(where.tensor_parallel, len(where.gpus))
-    return 1.0 if ways <= 1 else max(1.0, ways * TENSOR_PARALLEL_EFFICIENCY)

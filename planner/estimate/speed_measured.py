@@ -11,7 +11,7 @@ from planner.core.estimates import MEASURED, Prediction
 from planner.core.measurement import DECODE, Calibration, Measurement
 from planner.core.model import ModelSpec, shape_sha256
 from planner.estimate import speed_formula
-from planner.estimate.speed_formula import Site
+from planner.estimate.speed_site import Site, Timing
 from planner.estimate.speed_terms import type_class
 from planner.estimate.speed_work import Work, typical_layers
 
@@ -108,7 +108,7 @@ def _ratio(
     like = replace(variant, type=m.type, method=m.method, recipe=())
     load = _load_of(m, work, quantity)
     there = replace(where, host_threads=m.conditions.threads or where.host_threads)
-    formula: Callable[[Work, Variant, Site], speed_formula.Timing | None]
+    formula: Callable[[Work, Variant, Site], Timing | None]
     formula = speed_formula.decode if quantity == DECODE else speed_formula.prefill
     timing = formula(load, like, there)
     if timing is None:

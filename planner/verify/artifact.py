@@ -113,20 +113,11 @@ def verify_artifact(
     share = 1 - _QUALITY_SHARE if reference else 1.0
     ask = TrialRequest(kind=SPEED, model_path=str(files[0]), placement=placement, budget_seconds=budget_seconds * share)
     speed_trial = _speed(ask, progress, notes)
-    quality_ask = replace(
-        ask,
-        kind=QUALITY,
-        budget_seconds=budget_seconds * _QUALITY_SHARE,
-        max_chunks=max_chunks,
-        reference_keep=str(keep_reference) if keep_reference else None,
-        repack=speed_trial is None or speed_trial.speed is None or speed_trial.speed.repack,
-    )
-    quality_trial = _quality(quality_ask, reference, text, hardware, progress, notes)
     speed = speed_trial.speed if speed_trial else None
+    quality_ask = _quality_request(ask, speed, budget_seconds * _QUALITY_SHARE, max_chunks, keep_reference)
+    quality_trial = _quality(quality_ask, reference, text, hardware, progress, notes)
     quality = quality_trial.quality if quality_trial else None
-    measured = {FILE_BYTES: _exact(sum(file.stat().st_size for file in files))}
-    measured |= _speed_quantities(speed, notes) if speed else {}
-    measured |= quality_quantities(quality) if quality else {}
+    measured = _quantities(files, speed, quality, notes)
     predicted = {expectation.quantity: expectation.predicted for expectation in expectations}
     judged = verdicts(expectations, measured, busy=_crowded(speed))
     tool = next((trial.tool_version for trial in (speed_trial, quality_trial) if trial), "")
@@ -198,6 +189,20 @@ def _speed(request: TrialRequest, progress: Progress | None, notes: list[str]) -
     return result
 
 
+def _quality_request(
+    ask: TrialRequest, speed: SpeedTrial | None, budget_seconds: float, max_chunks: int | None, keep: Path | None
+) -> TrialRequest:
+    """The request after the one of speed, with the kernels that ran there."""
+    return replace(
+        ask,
+        kind=QUALITY,
+        budget_seconds=budget_seconds,
+        max_chunks=max_chunks,
+        reference_keep=str(keep) if keep else None,
+        repack=speed is None or speed.repack,
+    )
+
+
 def _quality(
     request: TrialRequest,
     reference: Path | None,
@@ -267,6 +272,16 @@ def _why_not(needed: int, text: Path, is_default: bool, hardware: HardwareProfil
 
 def _exact(value: float) -> Measured:
     return Measured(value=value, low=value, high=value)
+
+
+def _quantities(
+    files: tuple[Path, ...], speed: SpeedTrial | None, quality: QualityTrial | None, notes: list[str]
+) -> dict[str, Measured]:
+    """Everything that was measured, by its quantity."""
+    measured = {FILE_BYTES: _exact(sum(file.stat().st_size for file in files))}
+    measured |= _speed_quantities(speed, notes) if speed else {}
+    measured |= quality_quantities(quality) if quality else {}
+    return measured
 
 
 def _speed_quantities(speed: SpeedTrial, notes: list[str]) -> dict[str, Measured]:

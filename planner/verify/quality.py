@@ -6,6 +6,7 @@ import hashlib
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -87,11 +88,10 @@ def measure_quality(
 ) -> QualityTrial:
     """Score ``text`` in chunks of ``context`` tokens; of each, the second half is scored.
 
-    Both models stay loaded and take the chunks in turn, so no more than one batch's logits of each is ever held:
-    1024 × n_vocab floats. As llama-perplexity: four chunks of 512 make a batch (the batching moves the fifth
-    digit), the text is tokenized once with the model's specials, every chunk begins with BOS in place of its first
-    token (where the model wants BOS), one trailing newline is dropped, and a last incomplete chunk is left out. The
-    KV cache is f16 and flash attention is left to llama.cpp.
+    As llama-perplexity: four chunks of 512 make a batch (the batching moves the fifth digit), the text is tokenized
+    once with the model's specials, every chunk begins with BOS in place of its first token (where the model wants
+    BOS), one trailing newline is dropped, and a last incomplete chunk is left out. The KV cache is f16 and flash
+    attention is left to llama.cpp.
 
     A GGUF file is run by llama.cpp, a checkpoint directory by transformers; text, windows and statistics are the same,
     so that they compare.
@@ -110,46 +110,77 @@ def measure_quality(
         # Before numpy: a llama.cpp built for CUDA with a static libstdc++ that it exports (GCC 13, nvcc 13.0) crashes
         # in print_info when numpy has loaded the shared one first.
         native.library()
-    import numpy as np
-
     with ExitStack() as stack:
-
-        def opened(path: Path) -> Engine:
-            if path.is_dir():
-                from planner.verify.torch_engine import open_checkpoint
-
-                return open_checkpoint(path, on_gpu=offload.gpu_layers > 0, threads=threads, progress=progress)
-            model = stack.enter_context(native.open_model(path, offload=offload, repack=repack, progress=progress))
-            return _LlamaCpp(model, stack, threads, model.vocab_size, model.trained_context)
-
+        opened = partial(_opened, stack=stack, threads=threads, offload=offload, repack=repack, progress=progress)
         scorer = opened(model_path)
         context = min(context, scorer.trained_context)
         reference = None if reference_path is None else opened(reference_path)
         tokens = _tokens(scorer, reference, text, context)
-        for engine in filter(None, (scorer, reference)):
-            engine.prepare(context)
         available = len(tokens) // context
         wanted = min(available, max_chunks or available)
-        scores, first, done, began = Scores(), context // 2, 0, time.perf_counter()
-        while done < wanted and (not done or budget_seconds is None or time.perf_counter() - began < budget_seconds):
-            progress("score the text", done / wanted)
-            batch = range(done, min(wanted, done + _sequences(context)))
-            chunks = [tokens[i * context : (i + 1) * context] for i in batch]
-            logits = _logits(scorer, chunks, first)
-            base_logits = None if reference is None else _logits(reference, chunks, first)
-            for i, chunk in enumerate(chunks):
-                targets, base = np.asarray(chunk[first + 1 :]), None if base_logits is None else base_logits[i]
-                scores.add(logits[i], targets, base, stored=like_llama_cpp)
-            done += len(chunks)
+        chunks = [tokens[i * context : (i + 1) * context] for i in range(wanted)]
+        scores, done = _scored(
+            chunks, context, scorer, reference, stored=like_llama_cpp, budget_seconds=budget_seconds, progress=progress
+        )
     return QualityTrial(
         perplexity=scores.perplexity(),
         comparison=scores.comparison(),
         chunk_count=done,
         chunk_available_count=available,
         context=context,
-        token_count=done * (context - first - 1),
+        token_count=done * (context - context // 2 - 1),
         text_sha256=hashlib.sha256(text.encode()).hexdigest(),
     )
+
+
+def _opened(
+    path: Path,
+    stack: ExitStack,
+    *,
+    threads: int,
+    offload: native.Offload,
+    repack: bool,
+    progress: native.Progress,
+) -> Engine:
+    """What runs ``path``: a checkpoint directory or a GGUF file, which stays open until ``stack`` ends."""
+    if path.is_dir():
+        from planner.verify.torch_engine import open_checkpoint
+
+        return open_checkpoint(path, on_gpu=offload.gpu_layers > 0, threads=threads, progress=progress)
+    model = stack.enter_context(native.open_model(path, offload=offload, repack=repack, progress=progress))
+    return _LlamaCpp(model, stack, threads, model.vocab_size, model.trained_context)
+
+
+def _scored(
+    chunks: list[list[int]],
+    context: int,
+    scorer: Engine,
+    reference: Engine | None,
+    *,
+    stored: bool,
+    budget_seconds: float | None,
+    progress: native.Progress,
+) -> tuple[Scores, int]:
+    """Scores of ``chunks`` of ``context`` tokens, batch by batch until the budget is used up, and of how many.
+
+    Both models take the chunks in turn, so no more than one batch's logits of each is ever held: 1024 × n_vocab
+    floats.
+    """
+    import numpy as np
+
+    for engine in filter(None, (scorer, reference)):
+        engine.prepare(context)
+    scores, first, done, began = Scores(), context // 2, 0, time.perf_counter()
+    while done < len(chunks) and (not done or budget_seconds is None or time.perf_counter() - began < budget_seconds):
+        progress("score the text", done / len(chunks))
+        batch = chunks[done : done + _sequences(context)]
+        logits = _logits(scorer, batch, first)
+        base_logits = None if reference is None else _logits(reference, batch, first)
+        for i, chunk in enumerate(batch):
+            targets, base = np.asarray(chunk[first + 1 :]), None if base_logits is None else base_logits[i]
+            scores.add(logits[i], targets, base, stored=stored)
+        done += len(batch)
+    return scores, done
 
 
 def _sequences(context: int) -> int:

@@ -156,17 +156,7 @@ def measure_speed(
         gpus.look()
         _fill(run, placement.context, prefill.median, budget_seconds * _SHARE["fill"], progress)
         gpus.look()
-        peak = peak_resident_bytes()
-        buffers = native.LOG.take_buffers()
-        devices = gpus.uses(buffers)
-    memory = MemoryTrial(
-        baseline_bytes=baseline,
-        peak_rss_bytes=peak,
-        peak_bytes=max(0, peak - baseline),
-        filled_tokens=run.longest,
-        buffers=buffers,
-        devices=devices,
-    )
+        memory = _memory_trial(baseline, run, gpus)
     return SpeedTrial(
         prefill=prefill,
         decode=decode,
@@ -179,6 +169,20 @@ def measure_speed(
         gpu_layers=placement.gpu_layers,
         flash_attention=placement.flash_attention,
         repack=repack,
+    )
+
+
+def _memory_trial(baseline: int, run: _Run, gpus: GpuMemory) -> MemoryTrial:
+    """What the process and the GPUs hold while the model is still open, above ``baseline`` resident bytes."""
+    peak = peak_resident_bytes()
+    buffers = native.LOG.take_buffers()
+    return MemoryTrial(
+        baseline_bytes=baseline,
+        peak_rss_bytes=peak,
+        peak_bytes=max(0, peak - baseline),
+        filled_tokens=run.longest,
+        buffers=buffers,
+        devices=gpus.uses(buffers),
     )
 
 

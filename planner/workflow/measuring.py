@@ -9,7 +9,7 @@ from planner.core.candidate import Candidate, Placement
 from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec
 from planner.core.plan import CalibrationSource, Step
-from planner.estimate import making
+from planner.estimate import making_runs
 from planner.execute import calibration as texts
 from planner.methods import gguf
 from planner.workflow.recommend import Recommendation
@@ -41,7 +41,7 @@ def prepared(
         if step.kind == "imatrix":
             return dataclasses.replace(step, calibration=matrix or text, gpu_layers=layers)
         if step.kind == "sensitivity":
-            few = dataclasses.replace(text, chunks=making.SENSITIVITY_CHUNKS)
+            few = dataclasses.replace(text, chunks=making_runs.SENSITIVITY_CHUNKS)
             return dataclasses.replace(step, calibration=few, gpu_layers=layers, probes=probes)
         if step.kind == "quantize" and step.sensitivity is not None:
             return dataclasses.replace(step, target_bytes=measuring.target_bytes)
@@ -52,7 +52,7 @@ def prepared(
 
 def _materials(measuring: Measuring) -> tuple[CalibrationSource, CalibrationSource | None]:
     """The text to run through the model, and the finished matrix where one was named."""
-    path, chunks = measuring.calibration, measuring.chunks or making.CALIBRATION_CHUNKS
+    path, chunks = measuring.calibration, measuring.chunks or making_runs.CALIBRATION_CHUNKS
     if path is not None and texts.is_matrix(path):
         return texts.built_in(chunks, measuring.seed), texts.from_matrix(path)
     if path is not None:
@@ -83,5 +83,5 @@ def _affordable(model: ModelSpec, chosen: Candidate, hardware: HardwareProfile, 
     rate = speed(model, gguf.variant("F16"), place, hardware).prefill
     if rate is None:
         return _LEAST_PROBES
-    seconds = making.SENSITIVITY_CHUNKS * making.CHUNK_TOKENS / rate.value
+    seconds = making_runs.SENSITIVITY_CHUNKS * making_runs.CHUNK_TOKENS / rate.value
     return max(_LEAST_PROBES, min(len(model.tensors), int(PROBING_SECONDS / seconds)))
