@@ -253,6 +253,27 @@ def applied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+def test_one_pass_with_the_recipe_and_the_matrix_makes_the_same_file(applied: Path) -> None:
+    made = applied / "out" / load_plan(applied / "plan.json").artifact
+    matrix = next((applied / "out").glob("*.imatrix.gguf"))
+    again = applied / "again.gguf"
+    options = ("--recipe", "out/report.json", "--imatrix", str(matrix), "-o", str(again))
+    done = run(applied, "quantize", "demo", *options)
+    assert done.returncode == 0, done.stderr
+    assert again.read_bytes() == made.read_bytes()
+
+
+def test_a_recipe_that_is_none_is_refused(tmp_path: Path, qplan: Qplan) -> None:
+    path = tmp_path / "recipe.json"
+    for text in ("[]", "{}", '{"blk.0.attn_q.weight": 3}', '{"blk.0.attn_q.weight": "F99"}', '{"a b": "Q4_K"}'):
+        path.write_text(text)
+        done = qplan("quantize", str(data_path("demo/model")), "--recipe", str(path), "-o", str(tmp_path / "f.gguf"))
+        assert done.returncode == 1 and "bad-recipe" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    both = qplan("quantize", "demo", "--recipe", str(path), "--types", "Q4_0", "-o", str(tmp_path / "f.gguf"))
+    assert both.returncode == 2 and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.slow
 def test_the_file_is_what_the_recipe_says_and_fills_the_target(applied: Path) -> None:
     from planner.formats.gguf import open_gguf
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from planner.cli.options import json_option
+from planner.cli.options import existing, json_option
 from planner.cli.output import print_json
 from planner.core.errors import Exit
 from planner.core.units import format_bytes, format_seconds
@@ -15,7 +15,9 @@ from planner.core.units import format_bytes, format_seconds
 
 @click.command("quantize")
 @click.argument("model")
-@click.option("-t", "--types", "--type", required=True, metavar="TYPE,...", help="Such as Q4_K_M,Q6_K,Q8_0.")
+@click.option("-t", "--types", "--type", default="", metavar="TYPE,...", help="Such as Q4_K_M,Q6_K,Q8_0.")
+@click.option("--recipe", metavar="FILE", help="In place of types: the report of a mixture, or tensor → type as JSON.")
+@click.option("--imatrix", metavar="FILE", help="An importance matrix, as `qplan imatrix` or llama-imatrix makes it.")
 @click.option("-o", "--output", default=".", show_default=True, metavar="PATH", help="A folder, or a .gguf file.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Default: as many as physical cores.")
 @click.option(
@@ -32,6 +34,8 @@ from planner.core.units import format_bytes, format_seconds
 def command(
     model: str,
     types: str,
+    recipe: str | None,
+    imatrix: str | None,
     output: str,
     threads: int | None,
     through: str,
@@ -56,6 +60,8 @@ def command(
         types=tuple(part.strip().upper() for part in types.split(",") if part.strip()),
         output=Path(output).expanduser(),
         threads=threads,
+        recipe=existing(recipe) if recipe else None,
+        imatrix=existing(imatrix) if imatrix else None,
         through=through if through == "auto" else through.upper(),
         replace=force,
         assume_yes=yes,

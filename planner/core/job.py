@@ -65,6 +65,8 @@ class QuantizeJob:
     threads: int = 1
     model_name: str | None = None
     through: str = "auto"
+    imatrix: str | None = None
+    """File of an importance matrix that guides the kernels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

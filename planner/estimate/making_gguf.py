@@ -108,7 +108,7 @@ def one_pass_of_many(model: ModelSpec, variants: tuple[Variant, ...], step: Step
     """Reading, hashing, quantizing and writing side by side: all share the cores, and reading, hashing and writing
     have one thread each. Outputs share the bytes of a tensor that has the same type in them.
     """
-    kinds = [gguf_mix.tensor_types(model, variant.type, variant.imatrix) for variant in variants]
+    kinds = [gguf.tensor_types(model, variant) for variant in variants]
     kernels = 0.0
     for index, tensor in enumerate(model.tensors):
         for type_, imatrix in {(types[index], v.imatrix) for types, v in zip(kinds, variants, strict=True)}:

@@ -99,9 +99,10 @@ def quantize_many(job: QuantizeJob, progress: Progress) -> dict[str, Any]:
     from planner.quantize import quantize_checkpoint
     from planner.quantize.engine import describe
 
+    importance = read_imatrix(Path(job.imatrix)).weights() if job.imatrix else None
     made = quantize_checkpoint(
         Path(job.source),
-        tuple(_target(file) for file in job.files),
+        tuple(_target(file, importance) for file in job.files),
         threads=job.threads,
         model_name=job.model_name,
         through=job.through,
@@ -110,10 +111,15 @@ def quantize_many(job: QuantizeJob, progress: Progress) -> dict[str, Any]:
     return {**describe(made), "notes": list(made.notes)}
 
 
-def _target(file: QuantizedFile) -> Target:
+def _target(file: QuantizedFile, importance: Mapping[str, Any] | None = None) -> Target:
     from planner.quantize import Target
 
-    return Target(output=Path(file.path), file_type=gguf_mix.file_type(file.type).id, types=file.tensor_types)
+    return Target(
+        output=Path(file.path),
+        file_type=gguf_mix.file_type(file.type).id,
+        types=file.tensor_types,
+        importance=importance,
+    )
 
 
 def _hash_notes(job: Job, found: Mapping[str, str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from planner import FORMAT_VERSION
-from planner.core.errors import ExecutionFailed, UsageError
+from planner.core.candidate import Variant
+from planner.core.codec import read_json
+from planner.core.errors import ExecutionFailed, InputError, UsageError
 from planner.core.estimates import Prediction
 from planner.core.hardware import HardwareProfile
 from planner.core.job import QuantizedFile, QuantizeJob, leave_only_progress
@@ -18,7 +21,7 @@ from planner.core.model import ModelSpec
 from planner.core.plan import Step
 from planner.execute import obtain, preflight
 from planner.execute.process import run_child, was_cut_off
-from planner.methods import gguf, serving
+from planner.methods import gguf, gguf_recipe, serving
 from planner.workflow.survey import calibration_of, survey
 
 
@@ -39,6 +42,10 @@ class QuantizeOptions:
     """A folder, or for one type a file that ends in ``.gguf``."""
     threads: int | None = None
     through: str = "auto"
+    imatrix: Path | None = None
+    """A finished importance matrix."""
+    recipe: Path | None = None
+    """In place of types: the report of a mixture, or JSON of tensor name → ggml type."""
     replace: bool = False
     """Replace files that are there."""
     assume_yes: bool = False
@@ -69,11 +76,10 @@ def prepare(options: QuantizeOptions) -> Prepared:
     from planner.estimate.making import forecast_many
     from planner.workflow.applying import tensor_types
 
-    variants = tuple(gguf.variant(type_, None, False) for type_ in options.types)
-    if len(set(options.types)) < len(options.types) or not options.types:
-        raise UsageError("each type can be made once", numbers=", ".join(options.types))
+    _check_options(options)
     model = models.resolve(options.model)
     directory = _checkpoint(model, options)
+    variants = _variants(options)
     here = survey(output=options.output if options.output.is_dir() else options.output.absolute().parent)
     threads = options.threads or here.cpu.inference_threads()
     names = [_name(model, variant, options) for variant in variants]
@@ -86,11 +92,56 @@ def prepare(options: QuantizeOptions) -> Prepared:
             hint = "--force replaces it" if name.is_file() else "choose another -o"
             raise ExecutionFailed(f"{name} exists", hint=hint, code="output-exists")
     job = QuantizeJob(
-        source=str(directory), files=files, threads=threads, model_name=model.name, through=options.through
+        source=str(directory),
+        files=files,
+        threads=threads,
+        model_name=model.name,
+        through=options.through,
+        imatrix=str(options.imatrix) if options.imatrix else None,
     )
     step = forecast_many(model, variants, here, threads=threads, calibration=calibration_of(here)[0])
     sizes = tuple(gguf.size(model, variant).file_bytes for variant in variants)
     return Prepared(model=model, hardware=here, job=job, step=step, predicted_bytes=sizes)
+
+
+def _check_options(options: QuantizeOptions) -> None:
+    if bool(options.types) == (options.recipe is not None):
+        raise UsageError("give either types or a recipe", hint="`--types Q4_K_M,Q8_0`, or `--recipe report.json`")
+    if len(set(options.types)) < len(options.types):
+        raise UsageError("each type can be made once", numbers=", ".join(options.types))
+    if options.imatrix is not None:
+        from planner.formats.imatrix import read_imatrix
+
+        read_imatrix(options.imatrix)  # a damaged one is said before the checkpoint is read
+
+
+def _variants(options: QuantizeOptions) -> tuple[Variant, ...]:
+    imatrix = options.imatrix is not None
+    if options.recipe is None:
+        return tuple(gguf.variant(type_, None, imatrix) for type_ in options.types)
+    recipe = gguf_recipe.as_planned(_read_recipe(options.recipe))
+    return (dataclasses.replace(gguf.variant(recipe.file_type, None, imatrix), recipe=recipe.types),)
+
+
+def _read_recipe(path: Path) -> tuple[tuple[str, str], ...]:
+    """Tensor names and types of a report of a mixture, or of plain JSON.
+
+    Raises:
+        InputError: it is neither, or names a type that no mixture may have.
+    """
+    found = read_json(path)
+    types = found.get("recipe", found) if isinstance(found, dict) else None
+    if not isinstance(types, dict) or not types or not all(isinstance(type_, str) for type_ in types.values()):
+        raise InputError(
+            f"{path} holds no recipe",
+            hint="the report.json of a plan with --target-size, --target-bpw or --fit-memory does, or JSON of "
+            "tensor name to ggml type",
+            code="bad-recipe",
+        )
+    recipe = tuple(sorted(types.items()))
+    if wrong := gguf_recipe.fault(recipe):
+        raise InputError(f"the recipe in {path} cannot be used", numbers=wrong, code="bad-recipe")
+    return recipe
 
 
 def _checkpoint(model: ModelSpec, options: QuantizeOptions) -> Path:
