@@ -1,8 +1,9 @@
 """Error of the memory estimate per family: llama.cpp's own no-alloc reports, published figures, and rivals.
 
-Run: ``python benchmarks/memory.py [truth.csv] [--models]``; the truth is three tables in tests/data, or the first is
+Run: ``python benchmarks/memory.py [truth.csv] [--models]``; the truth is four tables in tests/data, or the first is
 replaced by the file given: a sample of six models over all settings, an H100's answers for one model of each
-architecture, and one to three GPUs for every model of the catalog. ``--models`` prints a row per model, too.
+architecture, one to three GPUs for every model of the catalog, and the same on one and two H100s. ``--models`` prints a
+row per model, too.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from planner.models import catalog  # noqa: E402
 Row = dict[str, str]
 TABLES = ROOT / "tests" / "data"
 H100, MODELS = TABLES / "llamacpp_memory_cuda.csv", TABLES / "llamacpp_memory_models.csv"
+RANDOM = TABLES / "llamacpp_memory_h100.csv"
 PARTS = ("weights", "KV cache", "compute", "total")
 # the truth was taken on a machine with AVX-512
 CPU = Cpu(model="truth", architecture="x86_64", simd=("avx2", "avx512f"))
@@ -139,6 +141,7 @@ def main(path: Path, by_model: bool) -> None:
         (f"six models, {path.name}", of_settings),
         (f"an H100's answers, {H100.name}", pairs_of(H100)),
         (f"every model, one to three GPUs, {MODELS.name}", pairs_of(MODELS)),
+        (f"every model at random settings on one and two H100s, {RANDOM.name}", pairs_of(RANDOM)),
     ]
     for title, found in tables:
         errors: dict[tuple[str, str, str], list[float]] = defaultdict(list)

@@ -313,12 +313,22 @@ def test_the_formulas_hold_against_what_a_cuda_build_answered() -> None:
     assert errors[int(0.99 * len(errors))] <= 0.02
 
 
-def test_the_formulas_hold_for_every_model_at_random_settings() -> None:
-    """157 models, one to three GPUs with a split, experts in RAM, sequences, KV types, micro-batches."""
+@pytest.mark.parametrize(
+    ("table", "every", "models", "mean", "p99"),
+    [
+        pytest.param("llamacpp_memory_models.csv", 1, 157, 0.0005, 0.005, id="without a card"),
+        # several GPUs are 0.07 % off on average: hybrids and Gemma 3n with experts in RAM or a split
+        pytest.param("llamacpp_memory_h100.csv", 5, 156, 0.002, 0.02, id="on one and two H100s"),
+    ],
+)
+def test_the_formulas_hold_for_every_model_at_random_settings(
+    table: str, every: int, models: int, mean: float, p99: float
+) -> None:
+    """GPUs with a split, experts in RAM, sequences, KV types, micro-batches."""
     errors: list[float] = []
-    with (Path(__file__).parent / "data" / "llamacpp_memory_models.csv").open(newline="", encoding="utf-8") as file:
+    with (Path(__file__).parent / "data" / table).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    for row in rows:
+    for row in rows[::every]:
         told = [tuple(map(int, device.split())) for device in row["bytes"].split(";")]
         made = memory(spec_of(row["model"]), gguf.variant(row["type"]), placement_of(row), machine_of(len(told) - 1))
         for device, parts in zip((*made.devices, made.host), told, strict=False):
@@ -326,9 +336,9 @@ def test_the_formulas_hold_for_every_model_at_random_settings() -> None:
             total = device.total_bytes - device.overhead_bytes
             errors.append(abs(total - sum(parts)) / max(1, sum(parts)))
     errors.sort()
-    assert len({row["model"] for row in rows}) == 157
-    assert fmean(errors) <= 0.0005
-    assert errors[int(0.99 * len(errors))] <= 0.005
+    assert len({row["model"] for row in rows}) == models
+    assert fmean(errors) <= mean
+    assert errors[int(0.99 * len(errors))] <= p99
 
 
 def placement_of(row: dict[str, str]) -> Placement:

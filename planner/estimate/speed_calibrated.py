@@ -29,8 +29,13 @@ MODEL_SIGMA = 0.05
 """Standard deviation of ln(measured / predicted) from slices of the very model. Ten undisturbed cases of TinyLlama 1.1B
 as Q4_K_M and Q8_0 on a shared 2-core EPYC virtual machine had a median error of 3.3 % (benchmarks/speed_local.py,
 llama-cpp-python 0.3.36, 2026-11-26), about what two runs of one case differ by there."""
-RATES_SIGMA = 0.08
-"""The same from rates that serve any model: 1-5 % off where both were undisturbed, more where a rate was filled in."""
+RATES_SIGMA = 0.12
+"""The same from rates that serve any model: root mean square of eight cases without a cache (TinyLlama 1.1B Q4_K_M and
+Llama 3.2 3B Q4_0, benchmarks/speed_local.py, 2-core Xeon virtual machine, llama-cpp-python 0.3.36, 2026-11-26)."""
+MODEL_CACHE_SIGMA, RATES_CACHE_SIGMA = 0.3, 0.6
+"""Added to attention over a filled cache, from slices of the model and from rates. In the same run it was predicted 1.0
+to 1.7 times, and 1.1 to 3 times, as long as in the whole model at a depth of 2048: what a graph spends once at depth is
+counted as each layer's, as slices are timed at depth with one number of layers."""
 MIXTURE_SIGMA = 0.12
 """Added for experts, whose kernels no slice that serves any model has."""
 NO_FLASH_SIGMA = 0.4
@@ -111,9 +116,10 @@ class _Machine:
     def attention(self, work: str, placement: Placement, device: str) -> Found | None:
         """The rate of attention; without flash attention other kernels run, which no slice was timed with."""
         found = self.rate(work, placement.kv_type, device)
-        if found is None or placement.flash_attention:
-            return found
-        return Found(found.value, sqrt(found.sigma**2 + NO_FLASH_SIGMA**2), found.note)
+        if found is None:
+            return None
+        added = RATES_CACHE_SIGMA**2 + (0.0 if placement.flash_attention else NO_FLASH_SIGMA**2)
+        return Found(found.value, sqrt(found.sigma**2 + added), found.note)
 
     def seconds(self, work: str, device: str) -> float:
         """A time beside the rates, with the nearest thread count; 0 where it was not measured."""
@@ -326,7 +332,7 @@ def _model_decode(
     deviation = (model.n_layer * layer[0].value * layer[0].sigma) ** 2
     if seen and cached is not None:
         total.take("attention over the cache", seen * cached[0].value)
-        deviation += (seen * cached[0].value * cached[0].sigma) ** 2
+        deviation += (seen * cached[0].value) ** 2 * (cached[0].sigma ** 2 + MODEL_CACHE_SIGMA**2)
     return _Spent(total.seconds, sqrt(deviation), tuple(total.terms))
 
 
@@ -346,5 +352,5 @@ def _model_prefill(
     deviation = (prompt * model.n_layer * layer[0].value * layer[0].sigma) ** 2
     if cached is not None:
         total.take("attention over the longer prompt", prompt * seen * cached[0].value)
-        deviation += (prompt * seen * cached[0].value * cached[0].sigma) ** 2
+        deviation += (prompt * seen * cached[0].value) ** 2 * (cached[0].sigma ** 2 + MODEL_CACHE_SIGMA**2)
     return _Spent(total.seconds, sqrt(deviation), tuple(total.terms))
