@@ -18,8 +18,8 @@ from planner.workflow.survey import calibration_of, survey
 _FULL = 0.92
 """Share of a memory limit that the margin leaves to use, less what is not worth a word."""
 _ENOUGH_BITS = 8.0
-"""Bits per weight from which more make no difference that shows: Q8_0 of Llama-3-8B has a KL divergence of 0.0014 nats
-(llama.cpp tools/perplexity/README.md, 2024-05)."""
+"""Bits per weight from which more make no difference that shows: a mixture of 8.0 leaves a KL divergence of 0.0002 nats
+on the demo model (benchmarks/budget.py, 2026-11-26)."""
 LEAST_CONTEXT = 2048
 """Shortest context that is taken unasked: a question with a page of text and its answer."""
 
