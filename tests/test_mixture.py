@@ -201,11 +201,26 @@ def test_a_mixture_fills_the_memory_that_a_run_may_take() -> None:
 
 def test_a_limit_that_falls_between_types_gets_a_word() -> None:
     between = recommend("llama-2-13b", Workload(max_memory_bytes=9 * GIB, methods=("gguf",)), profile="rtx-4090")
-    told = [note for note in between.notes if "--fit-memory" in note]
+    told = [note for note in between.notes if "with a mixture of types" in note]
     used = between.decision.chosen.estimate.memory.devices[0].needed_bytes if between.decision.chosen else 0
     assert bool(told) == (used < 0.92 * 9 * GIB)
     free = recommend("llama-2-13b", Workload(), profile="rtx-4090")
-    assert not any("--fit-memory" in note for note in free.notes)
+    assert not any("with a mixture of types" in note for note in free.notes)
+
+
+def test_a_limit_between_two_types_is_filled_unasked_and_a_type_of_ones_own_is_not(
+    qplan: Qplan, tmp_path: Path
+) -> None:
+    options = ("--profile", "rtx-4090", "--methods", "gguf", "--max-memory", "9GiB", "--json")
+    done = qplan("plan", "llama-2-13b", *options, "-o", "mixed.json", cwd=tmp_path)
+    assert done.returncode == 0 and "falls between two types" in done.stderr, done.stderr
+    mixed = load_plan(tmp_path / "mixed.json")
+    assert mixed.variant.recipe and mixed.estimate.memory.devices[0].needed_bytes <= 9 * GIB
+    done = qplan("plan", "llama-2-13b", *options, "--types", "IQ3_XS", "-o", "own.json", cwd=tmp_path)
+    assert done.returncode == 0 and "falls between" not in done.stderr, done.stderr
+    own = load_plan(tmp_path / "own.json")
+    assert not own.variant.recipe
+    assert own.estimate.memory.devices[0].needed_bytes < mixed.estimate.memory.devices[0].needed_bytes
 
 
 def test_two_wishes_are_one_too_many(answer: Recommendation, qplan: Qplan, tmp_path: Path) -> None:

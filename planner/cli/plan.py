@@ -75,13 +75,16 @@ def command(model: str, output: str, profile: str | None, workload: Workload, as
     return Exit.DONE
 
 
+_FILLED = "note: the memory limit falls between two types, so a mixture fills it; `--types TYPE` plans a single type"
+
+
 def _made(answer: Recommendation, wishes: dict[str, Any]) -> Plan:
     """The plan of the recommendation, or of the mixture that was asked for.
 
     Raises:
         UsageError: two things to calibrate with.
     """
-    from planner.workflow.mixture import Wish, mixture
+    from planner.workflow.mixture import Wish, mixture, unasked
     from planner.workflow.planning import Measuring, make_plan
 
     text, matrix = wishes["calibration"], matrix_file()
@@ -90,6 +93,9 @@ def _made(answer: Recommendation, wishes: dict[str, Any]) -> Plan:
     wish = Wish(
         size_bytes=wishes["target_size"], bits_per_weight=wishes["target_bpw"], memory_bytes=wishes["fit_memory"]
     )
+    if not wish.given and (automatic := unasked(answer)):
+        wish = automatic
+        click.echo(_FILLED, err=True)
     candidate, target = mixture(answer, wish) if wish.given else (None, None)
     measuring = Measuring(
         calibration=existing(text) if text else matrix,

@@ -16,7 +16,7 @@ from planner.estimate import estimate
 from planner.estimate.memory import memory
 from planner.estimate.placement import shortage
 from planner.methods import gguf, gguf_recipe
-from planner.workflow.recommend import Recommendation
+from planner.workflow.recommend import Recommendation, unused_bytes
 from planner.workflow.survey import calibration_of
 
 _TRIES = 8
@@ -39,6 +39,13 @@ class Wish:
     def given(self) -> bool:
         """Whether a mixture is wished at all."""
         return any(value is not None for value in (self.size_bytes, self.bits_per_weight, self.memory_bytes))
+
+
+def unasked(answer: Recommendation) -> Wish | None:
+    """The wish to fill a memory limit that falls between two types; ``None`` where one type fills it."""
+    if unused_bytes(answer.model, answer.workload, answer.decision) is None:
+        return None
+    return Wish(memory_bytes=answer.workload.max_memory_bytes)
 
 
 def check_wish(wish: Wish) -> None:

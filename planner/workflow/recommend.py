@@ -17,6 +17,9 @@ from planner.workflow.survey import calibration_of, survey
 
 _FULL = 0.92
 """Share of a memory limit that the margin leaves to use, less what is not worth a word."""
+_ENOUGH_BITS = 8.0
+"""Bits per weight from which more make no difference that shows: a mixture of 8.0 leaves a KL divergence of 0.0002 nats
+on the demo model (benchmarks/budget.py, 2026-11-26)."""
 LEAST_CONTEXT = 2048
 """Shortest context that is taken unasked: a question with a page of text and its answer."""
 
@@ -114,17 +117,23 @@ def _context_notes(model: ModelSpec, used: Workload, tries: tuple[int, ...]) -> 
     return ()
 
 
-def _unused_notes(model: ModelSpec, workload: Workload, decision: Decision) -> tuple[str, ...]:
-    """What a mixture of types would fill, where a memory limit was given and falls between two types."""
+def unused_bytes(model: ModelSpec, workload: Workload, decision: Decision) -> int | None:
+    """What a mixture of types would fill, where a memory limit was given and falls between two types; else ``None``."""
     chosen, limit = decision.chosen, workload.max_memory_bytes
     if chosen is None or limit is None or chosen.variant.method != "gguf" or model.file_type is not None:
-        return ()
+        return None
     used = chosen.estimate.memory
     needed = max(device.needed_bytes for device in (used.devices or (used.host,)))
-    if workload.types is not None or needed >= _FULL * limit:
+    gains = chosen.estimate.size.bits_per_weight < _ENOUGH_BITS
+    return limit - needed if gains and workload.types is None and needed < _FULL * limit else None
+
+
+def _unused_notes(model: ModelSpec, workload: Workload, decision: Decision) -> tuple[str, ...]:
+    unused, limit = unused_bytes(model, workload, decision), workload.max_memory_bytes
+    if unused is None or limit is None:
         return ()
     return (
-        f"{format_bytes(limit - needed)} of {format_bytes(limit)} stay unused: `qplan plan {model.name} --fit-memory "
+        f"{format_bytes(unused)} of {format_bytes(limit)} stay unused: `qplan plan {model.name} --max-memory "
         f"{limit / GIB:g}GiB` fills them with a mixture of types, chosen by measuring the checkpoint",
     )
 
