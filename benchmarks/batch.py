@@ -1,7 +1,7 @@
 """How long ``qplan estimate --batch`` takes for many different cases.
 
-Run: ``python benchmarks/batch.py [--cases 10000] [--limit SECONDS] [--profile]``. Every model of the catalog, types,
-contexts, KV types, offloads and devices, shuffled. With ``--limit`` the exit code says whether it was fast enough.
+Run: ``python benchmarks/batch.py [--cases 10000] [--limit SECONDS] [--common]``. Every model of the catalog (or 31
+common ones), types, contexts, KV types, offloads and devices, shuffled. With ``--limit`` the exit code says whether it was fast enough.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,46 @@ SEED = 7
 RUN = "import sys; from planner.cli import main; sys.argv = ['qplan', *sys.argv[1:]]; main()"
 
 
-def cases(count: int) -> list[dict[str, Any]]:
+COMMON = [
+    "llama-2-7b",
+    "llama-2-13b",
+    "llama-2-70b",
+    "llama-3-8b",
+    "llama-3-70b",
+    "llama-3.1-8b",
+    "llama-3.1-70b",
+    "llama-3.2-1b",
+    "llama-3.2-3b",
+    "mistral-7b-v0.3",
+    "mixtral-8x7b",
+    "tinyllama-1.1b",
+    "qwen2.5-0.5b",
+    "qwen2.5-7b",
+    "qwen2.5-14b",
+    "qwen2.5-32b",
+    "qwen2.5-72b",
+    "qwen3-4b",
+    "qwen3-8b",
+    "qwen3-14b",
+    "qwen3-32b",
+    "qwen3-30b-a3b",
+    "gemma-2-9b",
+    "gemma-3-4b",
+    "gemma-3-12b",
+    "gemma-3-27b",
+    "phi-4",
+    "deepseek-v2-lite",
+    "deepseek-v3",
+    "gpt-oss-20b",
+    "gpt-oss-120b",
+]
+
+
+def cases(count: int, names: Sequence[str]) -> list[dict[str, Any]]:
     """Different cases in random order: models and types by turns, so that all occur; the rest at random."""
     draw = random.Random(SEED)
     kinds = [("gguf", type_) for type_ in TYPES] * 3 + list(OTHERS)
-    pairs = itertools.cycle(itertools.product(sorted(catalog.names()), kinds))
+    pairs = itertools.cycle(itertools.product(sorted(names), kinds))
     found: dict[str, dict[str, Any]] = {}
     while len(found) < count:
         name, (method, type_) = next(pairs)
@@ -78,12 +114,15 @@ def main() -> int:
     """Print the time and how the cases were answered."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--common", action="store_true", help="31 common models instead of the whole catalog")
     parser.add_argument("--limit", type=float, help="fail above so many seconds")
     parser.add_argument("--keep", type=Path, help="write the cases here")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = given.keep or Path(folder) / "cases.jsonl"
-        path.write_text("".join(json.dumps(case) + "\n" for case in cases(given.cases)))
+        path.write_text(
+            "".join(json.dumps(case) + "\n" for case in cases(given.cases, COMMON if given.common else catalog.names()))
+        )
         wall, cpu, answers = run(path)
     rows = [json.loads(line) for line in answers.splitlines()]
     errors = [row["error"]["code"] for row in rows if "error" in row]
