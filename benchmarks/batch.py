@@ -1,7 +1,8 @@
 """How long ``qplan estimate --batch`` takes for many different cases.
 
 Run: ``python benchmarks/batch.py [--cases 10000] [--limit SECONDS] [--common]``. Every model of the catalog (or 31
-common ones), types, contexts, KV types, offloads and devices, shuffled. With ``--limit`` the exit code says whether it was fast enough.
+common ones), types, contexts, KV types, offloads and devices, shuffled. With ``--limit`` the exit code says whether
+it was fast enough.
 """
 
 from __future__ import annotations
@@ -32,39 +33,12 @@ SEED = 7
 RUN = "import sys; from planner.cli import main; sys.argv = ['qplan', *sys.argv[1:]]; main()"
 
 
-COMMON = [
-    "llama-2-7b",
-    "llama-2-13b",
-    "llama-2-70b",
-    "llama-3-8b",
-    "llama-3-70b",
-    "llama-3.1-8b",
-    "llama-3.1-70b",
-    "llama-3.2-1b",
-    "llama-3.2-3b",
-    "mistral-7b-v0.3",
-    "mixtral-8x7b",
-    "tinyllama-1.1b",
-    "qwen2.5-0.5b",
-    "qwen2.5-7b",
-    "qwen2.5-14b",
-    "qwen2.5-32b",
-    "qwen2.5-72b",
-    "qwen3-4b",
-    "qwen3-8b",
-    "qwen3-14b",
-    "qwen3-32b",
-    "qwen3-30b-a3b",
-    "gemma-2-9b",
-    "gemma-3-4b",
-    "gemma-3-12b",
-    "gemma-3-27b",
-    "phi-4",
-    "deepseek-v2-lite",
-    "deepseek-v3",
-    "gpt-oss-20b",
-    "gpt-oss-120b",
-]
+COMMON = """
+llama-2-7b llama-2-13b llama-2-70b llama-3-8b llama-3-70b llama-3.1-8b llama-3.1-70b llama-3.2-1b
+llama-3.2-3b mistral-7b-v0.3 mixtral-8x7b tinyllama-1.1b qwen2.5-0.5b qwen2.5-7b qwen2.5-14b
+qwen2.5-32b qwen2.5-72b qwen3-4b qwen3-8b qwen3-14b qwen3-32b qwen3-30b-a3b gemma-2-9b gemma-3-4b
+gemma-3-12b gemma-3-27b phi-4 deepseek-v2-lite deepseek-v3 gpt-oss-20b gpt-oss-120b
+""".split()  # noqa: SIM905
 
 
 def cases(count: int, names: Sequence[str]) -> list[dict[str, Any]]:
