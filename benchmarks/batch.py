@@ -41,7 +41,7 @@ gemma-3-12b gemma-3-27b phi-4 deepseek-v2-lite deepseek-v3 gpt-oss-20b gpt-oss-1
 """.split()  # noqa: SIM905
 
 
-def cases(count: int, names: Sequence[str]) -> list[dict[str, Any]]:
+def cases(count: int, names: Sequence[str] = catalog.names()) -> list[dict[str, Any]]:
     """Different cases in random order: models and types by turns, so that all occur; the rest at random."""
     draw = random.Random(SEED)
     kinds = [("gguf", type_) for type_ in TYPES] * 3 + list(OTHERS)
