@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -232,18 +231,6 @@ def test_every_hand_edit_of_a_value_is_noticed(
         edited.write_text(json.dumps({**original, key: changed}))
         code, error = failure(capsys, "check", str(edited))
         assert code in {1, 4} and error["code"] in {"plan-edited", "plan-version", "bad-document"}, key
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MiB: the quantized demo model does not fit."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("mount is not permitted")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.slow

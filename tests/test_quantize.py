@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -416,17 +415,6 @@ def test_a_shard_that_is_cut_short_while_it_is_read(random_checkpoint: Any, tmp_
     assert list(out.iterdir()) == []
     with pytest.raises(InputError):
         one_pass(directory, out, ("Q8_0",))
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("mount is not permitted")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_shows_before_the_work_and_leaves_nothing(demo_checkpoint: Path, small_disk: Path) -> None:
