@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from planner.core.codec import decode, read_json
 from planner.core.data import data_path, home
-from planner.core.errors import InputError, MissingDependency, UsageError
+from planner.core.errors import InputError, MissingEnvironment, UsageError
 from planner.core.hardware import STRICT
 
 FOLDER = "environments"
@@ -35,10 +35,29 @@ class Environment:
     summary: str
     methods: tuple[str, ...]
     """Methods that it carries out."""
+    python: str
+    """Versions of Python that its lock holds for."""
     requires: tuple[str, ...]
     """Requirements that are asked for when it is made."""
     accepts: tuple[str, ...]
     """Requirements that an interpreter must meet to be used."""
+    modules: tuple[str, ...]
+    """What must be importable."""
+    source: str
+    date: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchBuild:
+    """A build of torch, and what it asks of the machine."""
+
+    build: str
+    """``cpu``, or the tag of its CUDA version."""
+    index: str
+    """PyTorch's index that has it."""
+    vendor: str
+    min_driver: str
+    min_capability: str
     source: str
     date: str
 
@@ -74,7 +93,7 @@ class Marker:
     python_version: str
     """``3.11``: packages lie in a folder of this name."""
     build: str
-    """Which lock it was made from: platform, and ``cpu`` or a CUDA tag."""
+    """Of torch: ``cpu`` or a CUDA tag."""
     installer: str
     versions: dict[str, str]
     """Of all packages in it."""
@@ -90,7 +109,7 @@ def _table() -> dict[str, Any]:
 @cache
 def rows() -> tuple[Environment, ...]:
     """All environments, in the table's order."""
-    lists = ("methods", "requires", "accepts")
+    lists = ("methods", "requires", "accepts", "modules")
     return tuple(Environment(**{**row, **{key: tuple(row[key]) for key in lists}}) for row in _table()["environment"])
 
 
@@ -111,6 +130,11 @@ def row(name: str) -> Environment:
     raise UsageError(
         f"{name!r} is no environment of qplan", hint=f"one of {', '.join(names())}", code="unknown-environment"
     )
+
+
+def torch_builds() -> tuple[TorchBuild, ...]:
+    """Builds of torch, the first that a machine meets is taken; the last asks for nothing."""
+    return tuple(TorchBuild(**row) for row in _table()["torch"])
 
 
 def child_requires() -> tuple[str, ...]:
@@ -138,13 +162,16 @@ def python_for(name: str) -> Path:
 
     Raises:
         UsageError: there is no environment of this name.
-        MissingDependency: it is not installed; the hint installs it.
+        MissingEnvironment: it is not installed; the hint installs it.
     """
     found = status(name)
     if found.python is not None:
         return found.python
-    raise MissingDependency(
-        f"{found.title} is not installed", numbers=found.note or "", hint=f"`qplan methods install {name}`"
+    raise MissingEnvironment(
+        f"{found.title} is not installed",
+        numbers=found.note or "",
+        hint=f"`qplan methods install {name}`",
+        environment=name,
     )
 
 
@@ -179,18 +206,20 @@ def status(name: str) -> Status:
 def packages(wanted: Environment) -> tuple[str, ...]:
     """Names of the packages that the row asks for."""
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
-    return tuple(Requirement(text).name for text in wanted.accepts)
+    return tuple(canonicalize_name(Requirement(text).name) for text in wanted.accepts)
 
 
 def unmet(wanted: Environment, versions: dict[str, str]) -> tuple[str, ...]:
     """Requirements of the row that ``versions`` (package → version) does not meet, in words."""
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     found = []
     for text in wanted.accepts:
         asked = Requirement(text)
-        version = versions.get(asked.name)
+        version = versions.get(canonicalize_name(asked.name))
         if version is None:
             found.append(f"{text} (not there)")
         elif not asked.specifier.contains(version, prereleases=True):
