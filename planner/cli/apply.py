@@ -29,7 +29,7 @@ SECONDS_BETWEEN_LINES = 30.0
 @click.command("apply")
 @click.argument("plan")
 @click.option("--output", default=".", show_default=True, metavar="DIR", help="Where the artifact is written.")
-@click.option("--yes", is_flag=True, help="Agree to a download beforehand.")
+@click.option("--yes", is_flag=True, help="Agree beforehand to a download and to what must be installed.")
 @click.option("--keep-intermediate", is_flag=True, help="Keep the model in 16 bits, as a file.")
 @click.option("--text", metavar="FILE", help="Held-out text for perplexity; default: the one that comes with qplan.")
 @click.option("--seconds", type=Finite(5), default=240.0, show_default=True, help="Time to measure.")
@@ -50,6 +50,7 @@ def command(
     An interrupted apply goes on where it stopped, and one that is done says so. Exit code 5: the measurement is
     outside of what the plan expects.
     """
+    from planner.cli.methods import telling
     from planner.cli.show import show_report
     from planner.workflow.applying import ApplyOptions, apply
     from planner.workflow.planning import load_plan
@@ -59,6 +60,7 @@ def command(
         assume_yes=yes,
         confirm=click.confirm if sys.stdin.isatty() and not as_json else None,
         keep_intermediate=keep_intermediate,
+        installing=telling,
         budget_seconds=seconds,
         text=existing(text) if text else None,
         llama_cpp_directory=llama_cpp,

@@ -1,144 +1,125 @@
-"""``qplan methods``."""
+"""``qplan methods``, and its own verbs ``install`` and ``remove``."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from planner.cli import methods_list
 from planner.cli.options import json_option
-from planner.cli.output import console, escape, print_json, table
+from planner.cli.output import console, print_json
 from planner.core.errors import Exit
+from planner.core.units import format_bytes
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from planner.methods import MethodRow
-    from planner.runtimes.kernels import Kernel, Runtime
-    from planner.runtimes.service import Server
+    from planner.execute.installing import Tell
+    from planner.workflow.environments import Offer, Status
 
 
-@click.command("methods")
-@click.argument("name", required=False)
-@json_option
-def command(name: str | None, as_json: bool) -> int:
-    """List the quantization methods, formats, runtimes and kernels; with NAME one method in detail.
+class Methods(click.Group):
+    """A group whose list needs no verb: ``qplan methods`` and ``qplan methods awq`` print it."""
 
-    A kernel is what multiplies the quantized weights. Its row says what it asks of the machine and the weights, for
-    which version of the runtime that is true, and where it stands.
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does; what names no verb is for the list."""
+        first = next((arg for arg in args if not arg.startswith("-")), None)
+        if first not in self.commands and not {"-h", "--help"} & set(args):
+            args = [methods_list.command.name or "", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group("methods", cls=Methods, invoke_without_command=False)
+def command() -> None:
+    """List the quantization methods, or install what one needs.
+
+    `qplan methods` lists all, `qplan methods NAME` one with its kernels. Quantizers whose dependencies do not go
+    together are installed in environments of their own, which qplan makes and uses by itself.
     """
-    from planner import methods
-    from planner.runtimes import kernels
 
-    rows = methods.rows() if name is None else (methods.row(name),)
-    shown = tuple(row for row in kernels.kernels() if any(method.name in row.methods for method in rows))
-    if as_json:
-        print_json(_document(rows, shown))
+
+command.add_command(methods_list.command)
+
+
+@command.command("install")
+@click.argument("name", metavar="METHOD|ENVIRONMENT")
+@click.option("--yes", is_flag=True, help="Agree beforehand.")
+@click.option("--dry-run", is_flag=True, help="Say what it would take, and install nothing.")
+@click.option("--installer", type=click.Choice(("uv", "pip")), help="Default: uv where it is there, else pip.")
+@json_option
+def install(name: str, yes: bool, dry_run: bool, installer: str | None, as_json: bool) -> int:
+    """Install the environment of a method: size and time are said first.
+
+    Indexes and folders of wheels that pip or uv are set to (pip.conf, PIP_*, UV_*) are used. torch is the build for
+    this machine's GPU and driver, or the CPU's. What a killed installation left is made anew.
+    """
+    from planner.workflow import environments
+
+    wanted = environments.offer(environments.named(name), installer=installer)
+    there = environments.status(wanted.name)
+    ready = there.current or (there.installed and not dry_run)
+    if ready or dry_run:
+        _say(there, wanted, as_json=as_json, ready=ready)
         return Exit.DONE
-    out = console()
-    _methods(out, rows)
-    if name is not None:
-        _in_detail(out, rows[0], shown)
-        return Exit.DONE
-    _runtimes(out, kernels.runtimes())
-    _kernels(out, shown)
-    out.print("[dim]`qplan methods NAME` prints the limits, versions and sources of its kernels[/]")
+    environments.check_room(wanted)
+    can_ask = sys.stdin.isatty() and not as_json
+    environments.confirm(wanted, assume_yes=yes, ask=click.confirm if can_ask else None)
+    show(wanted)
+    done = environments.install(wanted, telling(wanted))
+    _say(done, wanted, as_json=as_json, ready=True)
     return Exit.DONE
 
 
-def _document(rows: tuple[MethodRow, ...], shown: tuple[Kernel, ...]) -> dict[str, Any]:
+@command.command("remove")
+@click.argument("name", metavar="METHOD|ENVIRONMENT")
+@json_option
+def remove(name: str, as_json: bool) -> int:
+    """Remove the environment that qplan made for a method."""
+    from planner import FORMAT_VERSION
+    from planner.workflow import environments
+
+    chosen = environments.named(name)
+    freed = environments.remove(chosen)
+    if as_json:
+        print_json({"format_version": FORMAT_VERSION, "environment": chosen, "freed_bytes": freed})
+    else:
+        said = f"removed {chosen}: {format_bytes(freed)}" if freed is not None else f"there is no {chosen} to remove"
+        click.echo(said, err=True)
+    return Exit.DONE
+
+
+def show(wanted: Offer) -> None:
+    """What it takes, on stderr."""
+    out = console(stderr=True)
+    out.print(f"{wanted.title}: {wanted.summary}")
+    out.print(f"  {wanted.package_count} pinned packages, torch for {wanted.build}, by {wanted.installer}")
+    out.print(f"  {wanted.takes()}")
+    if wanted.replaces:
+        out.print(f"  replaces: {wanted.replaces}")
+    out.print(f"  into {wanted.place}", soft_wrap=True)
+
+
+def telling(wanted: Offer) -> Tell:
+    """Progress on stderr: one line for each part."""
+
+    def tell(what: str, fraction: float) -> None:
+        if fraction < 1.0:
+            click.echo(f"{wanted.title}: {what}", err=True)
+
+    return tell
+
+
+def _say(there: Status, wanted: Offer, *, as_json: bool, ready: bool) -> None:
+    """The state, or what installing would take."""
     from planner import FORMAT_VERSION
     from planner.core.codec import encode
-    from planner.execute.preflight import missing_packages
-    from planner.runtimes import kernels
 
-    return {
-        "format_version": FORMAT_VERSION,
-        "methods": [{**encode(row), "missing_packages": list(missing_packages(row.name))} for row in rows],
-        "runtimes": [encode(row) for row in kernels.runtimes()],
-        "servers": [_server_document(row) for row in _servers()],
-        "kernels": [encode(row) for row in shown],
-    }
-
-
-def _servers() -> tuple[Server, ...]:
-    from planner.runtimes.service import servers
-
-    return servers()
-
-
-def _server_document(row: Server) -> dict[str, Any]:
-    from planner.core.codec import encode
-    from planner.workflow.serving import missing
-
-    kept = {key: value for key, value in encode(row).items() if key != "options"}
-    return {**kept, "missing": list(missing(row))}
-
-
-def _methods(out: Console, rows: tuple[MethodRow, ...]) -> None:
-    from planner.execute.preflight import missing_packages
-
-    made = table("method", "what it is", "calibration text", "apply")
-    for row in rows:
-        missing = missing_packages(row.name)
-        state = "planned and printed only" if not row.executable else "ready"
-        made.add_row(row.name, row.summary, row.calibration_text, f"needs {', '.join(missing)}" if missing else state)
-    out.print(made)
-
-
-def _runtimes(out: Console, rows: tuple[Runtime, ...]) -> None:
-    from planner.workflow.serving import missing
-
-    made = table("runtime", "formats it reads", "servers", "version")
-    for row in rows:
-        named = [server for server in _servers() if server.runtime == row.name]
-        servers = [f"{server.name}{'' if missing(server) else ' (installed)'}" for server in named]
-        made.add_row(row.name, ", ".join(row.formats), ", ".join(servers) or "-", row.version)
-    out.print(made)
-
-
-def _kernels(out: Console, rows: tuple[Kernel, ...]) -> None:
-    made = table("kernel", "runtime", "methods", "types", "device", "speed")
-    for row in rows:
-        types, device = ", ".join(row.types) or "all", needs_of_device(row)
-        made.add_row(row.id, row.runtime, ", ".join(row.methods), types, device, _speed(row))
-    out.print(made)
-
-
-def _speed(row: Kernel) -> str:
-    return row.speed if row.predicted else f"{row.speed}, not planned"
-
-
-def needs(row: Kernel) -> str:
-    """The conditions of a kernel's row in words."""
-    parts = [needs_of_device(row)]
-    parts += [row.architecture] if row.architecture else []
-    parts += [f"one of {', '.join(row.simd)}"] if row.simd else []
-    parts += [f"on {row.os}"] if row.os else []
-    parts += [f"types {', '.join(row.types)}"] if row.types else []
-    parts += [f"groups {', '.join(map(str, row.group_sizes))}"] if row.group_sizes else []
-    parts += [] if row.act_order else ["no act-order"]
-    parts += ["no act-order with a split input"] if not row.act_order_sharded else []
-    parts += ["symmetric"] if row.symmetric else []
-    parts += [f"inputs % {row.in_multiple}"] if row.in_multiple > 1 else []
-    parts += [f"outputs % {row.out_multiple}"] if row.out_multiple > 1 else []
-    parts += ["no group over two GPUs"] if row.group_divides_shard else []
-    return "; ".join(parts)
-
-
-def needs_of_device(row: Kernel) -> str:
-    """The device that a kernel runs on: ``nvidia 7.5+``."""
-    device = row.vendor or row.backend or "any"
-    only = f" {row.only_capability} only" if row.only_capability else ""
-    return f"{device}{f' {row.min_capability}+' if row.min_capability else only}"
-
-
-def _in_detail(out: Console, method: MethodRow, shown: tuple[Kernel, ...]) -> None:
-    out.print(f"{escape(method.title)}, {method.licence or 'no licence of its own'} [dim]{escape(method.source)}[/]\n")
-    for row in shown:
-        out.print(f"[bold]{row.id}[/]  {row.kernel} in {row.runtime}, {_speed(row)}")
-        out.print(f"  {escape(row.text)}")
-        out.print(f"  needs: {escape(needs(row))}")
-        if row.fix:
-            out.print(f"  instead: {escape(row.fix)}")
-        out.print(f"  [dim]{escape(row.version)}: {escape(row.source)} ({row.date})[/]\n")
+    if as_json:
+        document: dict[str, Any] = {"format_version": FORMAT_VERSION, "environment": encode(there)}
+        print_json(document | {"offer": encode(wanted)})
+    elif not ready:
+        show(wanted)
+    else:
+        versions = ", ".join(f"{name} {version}" for name, version in there.versions)
+        size = f" ({format_bytes(there.size_bytes)})" if there.size_bytes and not there.current else ""
+        click.echo(f"{there.title} is ready{size}: {versions}, {there.python}", err=True)

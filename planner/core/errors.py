@@ -110,3 +110,11 @@ class MissingDependency(QplanError):
     """A package of an extra is needed and not installed; the hint names the extra."""
 
     default_code = "missing-dependency"
+
+
+class MissingEnvironment(MissingDependency):
+    """An environment of a quantizer is needed and not installed; the hint installs it."""
+
+    def __init__(self, what: str, *, numbers: str = "", hint: str = "", code: str = "", environment: str = "") -> None:
+        super().__init__(what, numbers=numbers, hint=hint, code=code)
+        self.environment = environment

@@ -20,6 +20,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any, TextIO
 
+import planner
 from planner.core import errors
 from planner.core.errors import ExecutionFailed, QplanError
 
@@ -32,7 +33,9 @@ PARENT_GONE = 70
 """Exit code of a child whose parent died."""
 PROGRESS_SECONDS = 0.1
 """Progress of the same work is told at most this often: loading a model reports every tensor."""
-PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+PACKAGE_PARENT = Path(str(planner.__file__)).resolve().parents[1]
+ALONE = Path(__file__).resolve().with_name("alone")
+"""Folder with qplan and no other package, for another interpreter: see the file in it."""
 
 
 _STOP: ContextVar[threading.Event | None] = ContextVar("stop", default=None)
@@ -92,6 +95,7 @@ def run_child(
     progress: Progress | None = None,
     environment: Mapping[str, str] | None = None,
     timeout_seconds: float | None = None,
+    python: Path | None = None,
 ) -> dict[str, Any]:
     """Run ``python -m module`` on a request and return its result.
 
@@ -105,6 +109,8 @@ def run_child(
         progress: called for every progress line.
         environment: variables added to this process's.
         timeout_seconds: the child is ended after this long.
+        python: the interpreter of another environment (:func:`planner.execute.environments.python_for`); this one's
+            if ``None``.
 
     Raises:
         QplanError: what the child raised, of the same class.
@@ -116,7 +122,7 @@ def run_child(
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
         log.open("wb") as log_file,
-        _started(module, log_file, environment) as child,
+        _started(module, log_file, environment, _other(python)) as child,
         _timer(child, timeout_seconds, late),
         _ended_when(_STOP.get(), child),
     ):
@@ -134,12 +140,19 @@ def run_child(
     raise crash(what, code, log)
 
 
+def _other(python: Path | None) -> Path | None:
+    """``python`` unless it is this interpreter."""
+    return None if python is None or python == Path(sys.executable) else python
+
+
 @contextlib.contextmanager
-def _started(module: str, log: IO[bytes], extra: Mapping[str, str] | None) -> Iterator[subprocess.Popen[str]]:
-    paths = [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH", "")]
+def _started(
+    module: str, log: IO[bytes], extra: Mapping[str, str] | None, python: Path | None
+) -> Iterator[subprocess.Popen[str]]:
+    paths = [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH", "")] if python is None else [str(ALONE)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **(extra or {})}
     child = subprocess.Popen(
-        [sys.executable, "-m", module],
+        [str(python or sys.executable), "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from planner.core.errors import ExecutionFailed
 from planner.core.job import Job, leave_only_progress
 from planner.core.plan import Plan, Step
 from planner.execute import receipts
+from planner.execute.locks import exclusive
 from planner.execute.process import Progress, run_child, was_cut_off
 from planner.models.fingerprint import WEIGHT_SUFFIXES, sha256_of
 
@@ -61,30 +61,13 @@ def locked(output: Path) -> Iterator[None]:
     Raises:
         ExecutionFailed: another process is applying into it, or it cannot be written.
     """
-    folder = output / receipts.FOLDER
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / "lock").open("w")
-    except OSError as error:
-        raise ExecutionFailed(
-            f"{output} cannot be written",
-            numbers=str(error),
-            hint="choose another folder with --output",
-            code="output-not-writable",
-        ) from None
-    with handle:
-        try:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass  # Windows: no advisory locks; two applies into one folder are the user's to avoid
-        except OSError:
-            raise ExecutionFailed(
-                f"another qplan is applying into {output}",
-                hint="wait for it, or choose another --output",
-                code="locked",
-            ) from None
+    with exclusive(
+        output / receipts.FOLDER / "lock",
+        busy=f"another qplan is applying into {output}",
+        unwritable=f"{output} cannot be written",
+        hint="wait for it, or choose another --output",
+        unwritable_hint="choose another folder with --output",
+    ):
         yield
 
 

@@ -18,7 +18,7 @@ from planner.core.model import ModelSpec, shape_sha256
 from planner.core.plan import Expectation, Plan, PlanModel, Step
 from planner.core.units import format_bytes
 from planner.execute import calibration, obtain, preflight, process, receipts, runner
-from planner.workflow import reporting, step_report
+from planner.workflow import environments, reporting, step_report
 from planner.workflow.planning import check_hardware
 from planner.workflow.survey import survey
 
@@ -68,6 +68,8 @@ class ApplyOptions:
     budget_seconds: float = DEFAULT_BUDGET_SECONDS
     text: Path | None = None
     llama_cpp_directory: str | None = None
+    installing: Callable[[environments.Offer], environments.Tell] | None = None
+    """Told when the environment of a quantizer is installed."""
     stop: threading.Event | None = None
     """Set by another thread, it ends the apply as Ctrl-C does."""
 
@@ -113,6 +115,12 @@ def apply(plan: Plan, options: ApplyOptions, watcher: Watcher) -> Outcome:
     output = options.output
     preflight.check_text(options.text)
     with runner.locked(output), process.stoppable(options.stop):
+        environments.prepare(
+            lambda: preflight.check_tools(plan),
+            assume_yes=options.assume_yes,
+            ask=options.confirm,
+            tell=options.installing,
+        )
         here = check(plan, output, applying=True)
         done = finished(plan, output)
         if done is not None:

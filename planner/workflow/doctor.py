@@ -10,6 +10,7 @@ from importlib import metadata
 from planner import __version__, methods
 from planner.core.data import data_path, home, profiles_path
 from planner.core.errors import QplanError
+from planner.workflow import environments
 from planner.workflow.survey import survey
 
 
@@ -37,7 +38,7 @@ def examine() -> tuple[Finding, ...]:
     """All findings; none raises."""
     checks: tuple[Callable[[], Finding], ...] = (_python, _data, _machine, _store)
     packages = tuple(_package(name, hint) for name, hint in EXTRAS.items())
-    return tuple(_guarded(check) for check in checks) + packages
+    return tuple(_guarded(check) for check in checks) + packages + _environments()
 
 
 def _guarded(check: Callable[[], Finding]) -> Finding:
@@ -75,6 +76,22 @@ def _store() -> Finding:
         count, rates = len(store.list()), len(store.rates(survey().identity()))
     found = f"{count} and {rates} calibrated rates in {default_path()}"
     return Finding(state="ok", what="measurements", found=found, hint="" if rates else hint)
+
+
+def _environments() -> tuple[Finding, ...]:
+    """Of the quantizers; all are optional."""
+    found = []
+    for status in environments.statuses():
+        what, hint = f"environment {status.name}", f"`qplan methods install {status.name}`"
+        if status.python is not None:
+            versions = ", ".join(f"{name} {version}" for name, version in status.versions)
+            where = "this Python" if status.current else str(status.python)
+            found.append(Finding(state="ok", what=what, found=f"{versions} in {where}"))
+        elif status.note:
+            found.append(Finding(state="missing", what=what, found=status.note, hint=f"{hint} makes it anew"))
+        else:
+            found.append(Finding(state="missing", what=what, found="not installed", hint=hint))
+    return tuple(found)
 
 
 def _package(name: str, hint: str) -> Finding:
