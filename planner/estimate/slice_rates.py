@@ -19,6 +19,11 @@ from planner.estimate.typed_work import attention, split, sums
 _TINY = 1e-12
 _MOST_OVERHEAD = 0.6
 """Share of a wide layer that may be its overhead: more is noise, even where launches bound a fast GPU."""
+_LEAST_SHARE = 0.05
+"""Share of a time that attention over the cache is counted as at least, when its spread follows from that time's."""
+_ONE_SAMPLE_SPREAD, _DISTURBED_SPREAD = 0.3, 0.6
+"""80 % range of ln(time) of a single sample, and of the best of some in which other programs took cores. Samples of one
+piece spread by 0.05 to 0.4 on a shared 2-core EPYC virtual machine (benchmarks/speed_local.py, 2026-11-26)."""
 _LEAST_COST = 1e-18
 """Seconds per operation or byte below which a cost is none."""
 
@@ -58,8 +63,19 @@ def _depth_of(pairs: Sequence[tuple[Observation, Observation]]) -> _Depth | None
         if 0 < slope < layer:
             layer, once = slope, added[many.layers] - many.layers * slope
     share = added[many.layers] * many.tokens / many.seconds
-    spread = (log(many.high / many.low) + log(start.high / start.low)) / max(share, 0.05)
-    return _Depth(layer, once, spread, many.depth)
+    return _Depth(layer, once, max(_spread(many), _spread(start)) / max(share, _LEAST_SHARE), many.depth)
+
+
+def _usable(seen: Observation) -> bool:
+    """Whether it tells anything: an undisturbed sample, or several of which the best two were kept."""
+    return seen.clean_count > 0 or seen.disturbed_count > 1
+
+
+def _spread(seen: Observation) -> float:
+    """80 % of ln(time) between samples; few samples say less of it than they differ by."""
+    if not seen.clean_count:
+        return _DISTURBED_SPREAD
+    return max(log(seen.high / seen.low), _ONE_SAMPLE_SPREAD / seen.clean_count)
 
 
 @dataclass(slots=True)
@@ -78,9 +94,9 @@ class _Table:
             return None
         few, many = by_layers[min(by_layers)], by_layers[max(by_layers)]
         slope = (many.seconds - few.seconds) / (many.layers - few.layers)
-        if slope <= 0 or not few.clean_count or not many.clean_count:
+        if slope <= 0 or not _usable(few) or not _usable(many):
             return None
-        return _Line(slope, many.seconds - many.layers * slope, log(many.high / many.low))
+        return _Line(slope, many.seconds - many.layers * slope, max(_spread(few), _spread(many)))
 
     def _of(self, shape: str, type_: str, threads: int) -> Iterable[Observation]:
         return (o for o in self.rows if (o.shape, o.type, o.threads) == (shape, type_, threads))
@@ -88,7 +104,7 @@ class _Table:
     def deep(self, shape: str, kv_type: str, threads: int, chunk: bool) -> _Depth | None:
         """What a filled cache costs the two slices of one shape; ``None`` where a time is missing or was disturbed."""
         found = [o for o in self.rows if (o.shape, o.threads, o.kv_type) == (shape, threads, kv_type)]
-        found = [o for o in found if (o.tokens > 1) == chunk and o.gpu_layers is None and o.clean_count]
+        found = [o for o in found if (o.tokens > 1) == chunk and o.gpu_layers is None and _usable(o)]
         pairs: list[tuple[Observation, Observation]] = []
         for layers in sorted({o.layers for o in found if o.depth}):
             deep = [o for o in found if o.depth and o.layers == layers][-1]
