@@ -41,8 +41,9 @@ MODELS = ("tinyllama-1.1b", "llama-3.2-3b", "llama-2-7b")
 TYPES = ("Q4_0", "Q4_K_M", "Q8_0")
 DEPTH, PROMPT, CHUNK = 2048, 128, 64
 """Tokens in the cache, of the prompt that is timed with and without them, and of the slices' prompt at depth."""
+THREADS = (2, 1)
 CASES = tuple(
-    (quantity, depth, threads) for quantity in (DECODE, PREFILL) for depth in (0, DEPTH) for threads in (1, 2)
+    (quantity, depth, threads) for quantity in (DECODE, PREFILL) for depth in (0, DEPTH) for threads in THREADS
 )
 
 
@@ -64,7 +65,7 @@ def request_for(seconds: float, model: str | None, types: tuple[str, ...]) -> Ca
     """What ``qplan calibrate`` would ask on this machine."""
     from planner.workflow.calibrating import CalibrateOptions, calibration_request
 
-    options = CalibrateOptions(budget_seconds=seconds, model=model, types=types)
+    options = CalibrateOptions(budget_seconds=seconds, model=model, types=types, threads=THREADS)
     return calibration_request(options, machine(), spec_of(model) if model else None, seconds, False)
 
 
@@ -139,7 +140,7 @@ def timed(opened: Sequence[Any], deep: Sequence[Any], type_: str, seconds: float
     from planner.verify.alternating import alternate
 
     pieces = []
-    for threads in (2, 1):
+    for threads in THREADS:
         for depth, contexts in ((0, opened), (DEPTH, deep)):
             for made in contexts:
                 pieces.append((made, threads, depth, 1, made.decoding(threads, depth)))
