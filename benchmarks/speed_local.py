@@ -41,8 +41,9 @@ MODELS = ("tinyllama-1.1b", "llama-3.2-3b", "llama-2-7b")
 TYPES = ("Q4_0", "Q4_K_M", "Q8_0")
 DEPTH, PROMPT, CHUNK = 2048, 128, 64
 """Tokens in the cache, of the prompt that is timed with and without them, and of the slices' prompt at depth."""
+THREADS = (2, 1)
 CASES = tuple(
-    (quantity, depth, threads) for quantity in (DECODE, PREFILL) for depth in (0, DEPTH) for threads in (1, 2)
+    (quantity, depth, threads) for quantity in (DECODE, PREFILL) for depth in (0, DEPTH) for threads in THREADS
 )
 
 
@@ -64,7 +65,7 @@ def request_for(seconds: float, model: str | None, types: tuple[str, ...]) -> Ca
     """What ``qplan calibrate`` would ask on this machine."""
     from planner.workflow.calibrating import CalibrateOptions, calibration_request
 
-    options = CalibrateOptions(budget_seconds=seconds, model=model, types=types)
+    options = CalibrateOptions(budget_seconds=seconds, model=model, types=types, threads=THREADS)
     return calibration_request(options, machine(), spec_of(model) if model else None, seconds, False)
 
 
@@ -108,7 +109,7 @@ def run_model(path: Path, name: str, type_: str, seconds: float) -> None:
 
 def measure_together(model: ModelSpec, type_: str, seconds: float) -> tuple[list[Observation], list[Observation]]:
     """Decode and prefill of slices and of the whole model, at both depths, with 1 and 2 threads."""
-    from planner.verify.slice_runs import open_slice
+    from planner.verify.slice_runs import open_slice, second_context
 
     types = gguf.tensor_types(model, gguf.variant(type_, imatrix=False))
     few, many = slice_layers(model, type_)
@@ -116,16 +117,12 @@ def measure_together(model: ModelSpec, type_: str, seconds: float) -> tuple[list
         opened = []
         for layers in (few, many, model.n_layer):
             spec, cut = slices.cut(model, types, layers) if layers < model.n_layer else (model, types)
-            room = DEPTH + 2 * PROMPT if layers != many else 2 * PROMPT
-            opened.append(stack.enter_context(open_slice(spec, cut, context=room + 64, threads=2)))
-        first = timed(opened, type_, 0, PROMPT, seconds)
-        chunk = timed(opened[:1], type_, 0, CHUNK, seconds / 8)
-        for made in (opened[0], opened[2]):
+            opened.append(stack.enter_context(open_slice(spec, cut, context=DEPTH + 2 * PROMPT + 64, threads=2)))
+        deep = [stack.enter_context(second_context(made)) for made in opened]
+        for made in deep:
             made.context.set_threads(2)
-            made.back_to(DEPTH)
-        deep = timed([opened[0]], type_, DEPTH, CHUNK, seconds / 4)
-        whole = timed([opened[2]], type_, DEPTH, PROMPT, seconds / 2)
-    found = [*first, *chunk, *deep, *whole]
+            assert made.fill(DEPTH), "this model's cache cannot be repeated"
+        found = timed(opened, deep, type_, seconds)
     return [o for o in found if o.shape == "model"], [o for o in found if o.shape == "whole"]
 
 
@@ -135,22 +132,31 @@ def slice_layers(model: ModelSpec, type_: str) -> tuple[int, int]:
 
     types = gguf.tensor_types(model, gguf.variant(type_, imatrix=False))
     run = Calibrating(request=request_for(60, model.name, (type_,)), progress=lambda *_: None)
-    return run.pair(layer_bytes(*slices.cut(model, types, 1)))
+    return run.model_pair(layer_bytes(*slices.cut(model, types, 1)), model.n_layer)
 
 
-def timed(opened: Sequence[Any], type_: str, depth: int, tokens: int, seconds: float) -> list[Observation]:
-    """A token and a prompt after ``depth``, by turns over slices and thread counts."""
+def timed(opened: Sequence[Any], deep: Sequence[Any], type_: str, seconds: float) -> list[Observation]:
+    """A token and prompts with an empty cache and at depth, by turns over slices, the whole model and thread counts."""
     from planner.verify.alternating import alternate
 
     pieces = []
-    for threads in (2, 1):
-        for made in opened:
-            pieces += [(made, threads, 1, made.decoding(threads, depth))]
-            pieces += [(made, threads, tokens, made.reading(tokens, threads, depth))]
-    for made, _, length, piece in pieces:
-        piece.wanted = 8 if length == 1 else 2 if made.spec.parameter_count < 2e9 else 1
+    for threads in THREADS:
+        for depth, contexts in ((0, opened), (DEPTH, deep)):
+            for made in contexts:
+                pieces.append((made, threads, depth, 1, made.decoding(threads, depth)))
+                for tokens in tokens_read(made, depth):
+                    pieces.append((made, threads, depth, tokens, made.reading(tokens, threads, depth)))
+    for made, _, _, length, piece in pieces:
+        piece.wanted = 10 if length == 1 else 3 if made.spec.parameter_count < 2e9 else 2
     alternate([piece for *_, piece in pieces], until=time.perf_counter() + seconds)
-    return [seen_of(made.spec, type_, threads, depth, length, piece) for made, threads, length, piece in pieces]
+    return [seen_of(made.spec, type_, threads, depth, length, piece) for made, threads, depth, length, piece in pieces]
+
+
+def tokens_read(made: Any, depth: int) -> tuple[int, ...]:
+    """Lengths of prompts to time: those of ``qplan calibrate`` on a slice, the one to predict on the whole model."""
+    if catalog.lookup(made.spec.name) == made.spec:
+        return (PROMPT,)
+    return (CHUNK,) if depth else (PROMPT, CHUNK)
 
 
 def seen_of(model: ModelSpec, type_: str, threads: int, depth: int, tokens: int, piece: Any) -> Observation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from planner.core.model import ModelSpec
 from planner.core.rates import Observation
@@ -30,6 +31,8 @@ class Law:
     token: float = 1e-4
     row: float = 1e-5
     pass_: float = 1e-4
+    mask: float = 2e-8
+    """Seconds per cached token, and per token of a prompt and cached token, on one thread however many there are."""
 
     def decode(self, model: ModelSpec, types: Sequence[str], threads: int, depth: int, kv_type: str = "f16") -> float:
         """Seconds of a token."""
@@ -38,7 +41,7 @@ class Law:
         one = attention(model, (0, model.n_layer), float(depth), kv_type)
         seen = one.operations / self.attention_flops + one.cache_bytes / self.cache_bytes_per_second
         seen += one.scores / self.scores_per_second
-        return (weights + seen) / threads + model.n_layer * self.layer + self.token
+        return (weights + seen) / threads + model.n_layer * self.layer + self.token + self.mask * depth
 
     def prefill(self, model: ModelSpec, types: Sequence[str], threads: int, tokens: int, depth: int = 0) -> float:
         """Seconds of a prompt after ``depth`` tokens, in one micro-batch."""
@@ -48,7 +51,8 @@ class Law:
         one = attention(model, (0, model.n_layer), depth + tokens / 2, "f16")
         seen = one.operations / self.prompt_attention_flops + one.scores / self.prompt_scores_per_second
         rows = self.row * tokens * model.n_layer * model.n_embd / 1000
-        return (products + once + tokens * seen) / threads + rows + self.pass_
+        mask = self.mask * tokens * (depth + tokens / 2)
+        return (products + once + tokens * seen) / threads + rows + mask + self.pass_
 
 
 def observed(shape: str, layers: int, type_: str, threads: int, seconds: float, **more: int) -> Observation:
@@ -79,14 +83,9 @@ def slices_of(law: Law, types: Sequence[str], threads: Sequence[int]) -> list[Ob
                 read = law.prefill(spec, pure, count, kit.tokens)
                 found.append(observed(shape.name, layers, type_, count, decode))
                 found.append(observed(shape.name, layers, type_, count, read, tokens=kit.tokens))
-        for shape in kit.attention:
-            spec = slices.plain(shape, FEW)
-            pure = slices.pure_types(spec, types[0])
-            for depth in (DEPTH, 0):
-                decode = law.decode(spec, pure, count, depth)
-                read = law.prefill(spec, pure, count, CHUNK, depth)
-                found.append(observed(shape.name, FEW, types[0], count, decode, depth=depth))
-                found.append(observed(shape.name, FEW, types[0], count, read, depth=depth, tokens=CHUNK))
+        for shape, layers in product(kit.attention, (FEW, MANY)):
+            spec = slices.plain(shape, layers)
+            found += _deep_and_not(law, spec, slices.pure_types(spec, types[0]), shape.name, types[0], count)
     return found
 
 
@@ -98,9 +97,19 @@ def model_slices(law: Law, model: ModelSpec, type_: str, types: Sequence[str], t
         found.append(observed("model", layers, type_, threads, law.decode(spec, cut, threads, 0)))
         read = law.prefill(spec, cut, threads, 128)
         found.append(observed("model", layers, type_, threads, read, tokens=128))
-    spec, cut = slices.cut(model, types, FEW)
+    for layers in (FEW, MANY):
+        spec, cut = slices.cut(model, types, layers)
+        found += _deep_and_not(law, spec, cut, "model", type_, threads)
+    return found
+
+
+def _deep_and_not(
+    law: Law, spec: ModelSpec, types: Sequence[str], shape: str, type_: str, threads: int
+) -> list[Observation]:
+    found = []
     for depth in (DEPTH, 0):
-        found.append(observed("model", FEW, type_, threads, law.decode(spec, cut, threads, depth), depth=depth))
-        read = law.prefill(spec, cut, threads, CHUNK, depth)
-        found.append(observed("model", FEW, type_, threads, read, depth=depth, tokens=CHUNK))
+        decode = law.decode(spec, types, threads, depth)
+        read = law.prefill(spec, types, threads, CHUNK, depth)
+        found.append(observed(shape, spec.n_layer, type_, threads, decode, depth=depth))
+        found.append(observed(shape, spec.n_layer, type_, threads, read, depth=depth, tokens=CHUNK))
     return found

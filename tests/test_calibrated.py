@@ -16,7 +16,8 @@ from planner.core.measurement import DECODE, PREFILL, Calibration, Conditions, M
 from planner.core.model import ModelSpec, shape_sha256
 from planner.core.rates import Rate, Rates
 from planner.estimate import slices
-from planner.estimate.slice_rates import link_rates_of, model_rates_of, nonnegative_costs, rates_of
+from planner.estimate.nonnegative import nonnegative_costs
+from planner.estimate.slice_rates import link_rates_of, model_rates_of, rates_of
 from planner.estimate.slices import CPU_KIT, GPU_KIT
 from planner.estimate.speed import speed
 from planner.estimate.speed_calibrated import predict

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from math import exp, log
 from statistics import median
 from typing import Any
@@ -13,14 +12,18 @@ from planner.core import rates as kinds
 from planner.core.model import ModelSpec
 from planner.core.rates import Observation, Rate
 from planner.estimate import slices
+from planner.estimate.nonnegative import nonnegative_costs
 from planner.estimate.slices import Kit
 from planner.estimate.typed_work import attention, split, sums
 
 _TINY = 1e-12
-_EQUAL = 1e-9
-_SINGULAR = 1e-9
 _MOST_OVERHEAD = 0.6
 """Share of a wide layer that may be its overhead: more is noise, even where launches bound a fast GPU."""
+_LEAST_SHARE = 0.05
+"""Share of a time that attention over the cache is counted as at least, when its spread follows from that time's."""
+_ONE_SAMPLE_SPREAD, _DISTURBED_SPREAD = 0.3, 0.6
+"""80 % range of ln(time) of a single sample, and of the best of some in which other programs took cores. Samples of one
+piece spread by 0.05 to 0.4 on a shared 2-core EPYC virtual machine (benchmarks/speed_local.py, 2026-11-26)."""
 _LEAST_COST = 1e-18
 """Seconds per operation or byte below which a cost is none."""
 
@@ -32,6 +35,47 @@ class _Line:
     slope: float
     rest: float
     spread: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Depth:
+    """What a filled cache adds to a time, per token: ``once + layers * layer`` seconds."""
+
+    layer: float
+    once: float
+    spread: float
+    depth: int
+
+
+def _depth_of(pairs: Sequence[tuple[Observation, Observation]]) -> _Depth | None:
+    """From the same slices at depth and with an empty cache; ``None`` where depth costs nothing.
+
+    One slice alone, or a slope that leaves less than nothing for the rest, gives the layers all of it.
+    """
+    many, start = pairs[-1]
+    added = {deep.layers: (deep.seconds - empty.seconds) / deep.tokens for deep, empty in pairs}
+    if added[many.layers] <= 0:
+        return None
+    few = min(added)
+    layer, once = added[many.layers] / many.layers, 0.0
+    if few < many.layers:
+        slope = (added[many.layers] - added[few]) / (many.layers - few)
+        if 0 < slope < layer:
+            layer, once = slope, added[many.layers] - many.layers * slope
+    share = added[many.layers] * many.tokens / many.seconds
+    return _Depth(layer, once, max(_spread(many), _spread(start)) / max(share, _LEAST_SHARE), many.depth)
+
+
+def _usable(seen: Observation) -> bool:
+    """Whether it tells anything: an undisturbed sample, or several of which the best two were kept."""
+    return seen.clean_count > 0 or seen.disturbed_count > 1
+
+
+def _spread(seen: Observation) -> float:
+    """80 % of ln(time) between samples; few samples say less of it than they differ by."""
+    if not seen.clean_count:
+        return _DISTURBED_SPREAD
+    return max(log(seen.high / seen.low), _ONE_SAMPLE_SPREAD / seen.clean_count)
 
 
 @dataclass(slots=True)
@@ -50,23 +94,24 @@ class _Table:
             return None
         few, many = by_layers[min(by_layers)], by_layers[max(by_layers)]
         slope = (many.seconds - few.seconds) / (many.layers - few.layers)
-        if slope <= 0 or not few.clean_count or not many.clean_count:
+        if slope <= 0 or not _usable(few) or not _usable(many):
             return None
-        return _Line(slope, many.seconds - many.layers * slope, log(many.high / many.low))
+        return _Line(slope, many.seconds - many.layers * slope, max(_spread(few), _spread(many)))
 
     def _of(self, shape: str, type_: str, threads: int) -> Iterable[Observation]:
         return (o for o in self.rows if (o.shape, o.type, o.threads) == (shape, type_, threads))
 
-    def deep(self, shape: str, kv_type: str, threads: int, chunk: bool) -> tuple[Observation, Observation] | None:
-        """The same slice at depth and with an empty cache; ``None`` where one is missing or was disturbed."""
+    def deep(self, shape: str, kv_type: str, threads: int, chunk: bool) -> _Depth | None:
+        """What a filled cache costs the two slices of one shape; ``None`` where a time is missing or was disturbed."""
         found = [o for o in self.rows if (o.shape, o.threads, o.kv_type) == (shape, threads, kv_type)]
-        below = [o for o in found if o.depth and (o.tokens > 1) == chunk and o.clean_count]
-        if not below:
-            return None
-        deep = below[-1]
-        start = [o for o in found if not o.depth and (o.tokens, o.layers) == (deep.tokens, deep.layers)]
-        surest = max(start, key=lambda o: o.clean_count, default=None)
-        return (deep, surest) if surest is not None and surest.clean_count else None
+        found = [o for o in found if (o.tokens > 1) == chunk and o.gpu_layers is None and _usable(o)]
+        pairs: list[tuple[Observation, Observation]] = []
+        for layers in sorted({o.layers for o in found if o.depth}):
+            deep = [o for o in found if o.depth and o.layers == layers][-1]
+            start = [o for o in found if not o.depth and (o.tokens, o.layers) == (deep.tokens, layers)]
+            if start:
+                pairs.append((deep, max(start, key=lambda o: o.clean_count)))
+        return _depth_of(pairs) if pairs else None
 
     def threads(self) -> list[int]:
         """Thread counts that were measured."""
@@ -79,9 +124,10 @@ class _Table:
 
 @dataclass(frozen=True, slots=True)
 class _Costs:
-    """Seconds per unit of attention's work."""
+    """Seconds per unit of attention's work, and what a prompt's token costs once per cached token."""
 
     by_work: dict[str, float]
+    mask: float
 
     def seen_seconds(self, model: ModelSpec, tokens: int) -> float:
         """Attention of one layer per token of a prompt of ``tokens``, from an empty cache."""
@@ -108,7 +154,8 @@ def rates_of(observations: Sequence[Observation], kit: Kit, device: str = kinds.
 def _of_threads(table: _Table, threads: int, device: str) -> list[Rate]:
     cached = _attention_rates(table, threads, device)
     layer = _layer_seconds(table, threads)
-    costs = _Costs({r.work: 1 / r.value for r in cached if r.type == "f16"})
+    mask = next((r.value for r in cached if r.work == kinds.PREFILL_MASK), 0.0)
+    costs = _Costs({r.work: 1 / r.value for r in cached if r.type == "f16"}, mask)
     row = _row_seconds(table, threads, costs)
     found = [*cached]
     rests: list[float] = []
@@ -198,7 +245,7 @@ def _prefill_weights(
         rate = 2 * weights / max(line.slope / tokens - rest, _TINY)
         skipped = weights - sum(whole.prompt_weights.values())
         once = sum(whole.row_bytes.values()) / decode_rate
-        beside = line.rest + 2 * skipped * tokens / rate - once
+        beside = line.rest + 2 * skipped * tokens / rate - once - costs.mask * tokens * tokens / 2
         made = _rate(
             kinds.PREFILL_WEIGHTS,
             rate,
@@ -217,6 +264,11 @@ def _attention_rates(table: _Table, threads: int, device: str) -> list[Rate]:
     for kv_type in dict.fromkeys(o.kv_type for o in table.rows if o.depth):
         for chunk, works in ((False, _DECODE_WORKS), (True, _PREFILL_WORKS)):
             found += _attention_costs(table, kv_type, threads, device, chunk, works)
+    for chunk, mask in ((False, kinds.DECODE_MASK), (True, kinds.PREFILL_MASK)):
+        seen = [d for shape in table.kit.attention if (d := table.deep(shape.name, "f16", threads, chunk))]
+        if seen:
+            once = median(d.once / d.depth for d in seen)
+            found.append(_rate(mask, once, device=device, threads=threads, depth=seen[0].depth))
     return found
 
 
@@ -230,61 +282,18 @@ def _attention_costs(
     """Costs of operations, bytes and scores from shapes that differ in them; fewer costs from fewer shapes."""
     rows, spread, depth = [], 0.0, 0
     for shape in table.kit.attention:
-        pair = table.deep(shape.name, kv_type, threads, chunk)
-        if pair is None or pair[0].seconds <= pair[1].seconds:
+        deep = table.deep(shape.name, kv_type, threads, chunk)
+        if deep is None:
             continue
-        deep, start = pair
         one = attention(slices.plain(shape, 1), (0, 1), deep.depth, kv_type)
-        seconds = (deep.seconds - start.seconds) / (deep.layers * deep.tokens)
-        rows.append((seconds, (one.operations, one.cache_bytes, one.scores)))
-        spread, depth = max(spread, log(deep.high / deep.low)), deep.depth
+        rows.append((deep.layer, (one.operations, one.cache_bytes, one.scores)))
+        spread, depth = max(spread, deep.spread), deep.depth
     costs = nonnegative_costs(rows)
     return [
         _rate(work, 1 / cost, spread, device=device, type=kv_type, threads=threads, depth=depth)
         for work, cost in zip(works, costs, strict=True)
         if cost > _LEAST_COST
     ]
-
-
-def nonnegative_costs(rows: Sequence[tuple[float, tuple[float, float, float]]]) -> tuple[float, float, float]:
-    """Costs per unit, none negative, whose sums come nearest to the times, each relative to itself.
-
-    Args:
-        rows: seconds, and the amounts of three kinds of work done in them. With fewer rows than kinds the first kinds
-            are charged.
-    """
-    scaled = [tuple(amount / seconds for amount in amounts) for seconds, amounts in rows]
-    best, least = (0.0, 0.0, 0.0), float("inf")
-    for size in range(min(3, len(rows)), 0, -1):
-        for chosen in combinations(range(3), size):
-            solved = _least_squares([[row[i] for i in chosen] for row in scaled])
-            if solved is None or min(solved) < 0:
-                continue
-            costs = tuple(solved[chosen.index(i)] if i in chosen else 0.0 for i in range(3))
-            error = sum((sum(c * a for c, a in zip(costs, row, strict=True)) - 1) ** 2 for row in scaled)
-            if error < least - _EQUAL:
-                best, least = (costs[0], costs[1], costs[2]), error
-    return best
-
-
-def _least_squares(rows: Sequence[Sequence[float]]) -> list[float] | None:
-    """The solution of ``rows · x = 1`` with the least error, by normal equations; ``None`` where there is none."""
-    size = len(rows[0])
-    scale = [max(abs(row[i]) for row in rows) or 1.0 for i in range(size)]
-    unit = [[row[i] / scale[i] for i in range(size)] for row in rows]
-    table = [
-        [sum(row[i] * row[j] for row in unit) for j in range(size)] + [sum(row[i] for row in unit)] for i in range(size)
-    ]
-    for i in range(size):
-        pivot = max(range(i, size), key=lambda k: abs(table[k][i]))
-        table[i], table[pivot] = table[pivot], table[i]
-        if abs(table[i][i]) < _SINGULAR:
-            return None
-        for k in range(size):
-            if k != i:
-                factor = table[k][i] / table[i][i]
-                table[k] = [a - factor * b for a, b in zip(table[k], table[i], strict=True)]
-    return [table[i][size] / table[i][i] / scale[i] for i in range(size)]
 
 
 def link_rates_of(
@@ -357,11 +366,12 @@ def _model_times(table: _Table, type_: str, threads: int, of: dict[str, Any]) ->
 def _model_attention(table: _Table, type_: str, threads: int, of: dict[str, Any]) -> list[Rate]:
     found = []
     for kv_type in dict.fromkeys(o.kv_type for o in table.rows if o.depth):
-        for chunk, work in ((False, kinds.MODEL_DECODE_CACHED), (True, kinds.MODEL_PREFILL_CACHED)):
-            pair = table.deep("model", kv_type, threads, chunk)
-            if pair and pair[0].seconds > pair[1].seconds:
-                deep, start = pair
-                seconds = (deep.seconds - start.seconds) / (deep.layers * deep.depth * deep.tokens)
-                spread = log(deep.high / deep.low)
-                found.append(_rate(work, seconds, spread, type=kv_type, depth=deep.depth, **of))
+        for chunk, work, mask in (
+            (False, kinds.MODEL_DECODE_CACHED, kinds.MODEL_DECODE_MASK),
+            (True, kinds.MODEL_PREFILL_CACHED, kinds.MODEL_PREFILL_MASK),
+        ):
+            if deep := table.deep("model", kv_type, threads, chunk):
+                made: dict[str, Any] = {"type": kv_type, "depth": deep.depth, **of}
+                found.append(_rate(work, deep.layer / deep.depth, deep.spread, **made))
+                found.append(_rate(mask, deep.once / deep.depth, **made))
     return found

@@ -204,6 +204,8 @@ def _decode_part(
     total.take(f"{where}: layers beside their weights", layer * part.layer_count * share)
     if part.row_bytes:  # the device that makes the logits carries what a token costs once
         total.take(f"{where}: token beside its layers", machine.seconds(kinds.TOKEN_SECONDS, device) * share)
+        mask = machine.seconds(kinds.DECODE_MASK, device) * placement.depth
+        total.take(f"{where}: mask of the cache", mask * share)
     return total.spent()
 
 
@@ -256,6 +258,9 @@ def _prefill_part(
     total.take(f"{where}: rows beside matrix products", row * prompt * part.layer_count * share)
     passes = -(-prompt // max(1, min(placement.ubatch, placement.batch)))
     total.take(f"{where}: micro-batches", machine.seconds(kinds.PASS_SECONDS, device) * passes * share)
+    if part.row_bytes:
+        mask = machine.seconds(kinds.PREFILL_MASK, device) * prompt * prompt / 2
+        total.take(f"{where}: mask of the cache", mask * share)
     return total.spent()
 
 
@@ -311,10 +316,16 @@ def _model_time(
 ) -> tuple[Found, int] | None:
     """A time of the model's slices, and the tokens of the prompt it is for."""
     times = rates.with_type(work, type_, device, shape_sha256(model))
-    decodes = work in (kinds.MODEL_DECODE_LAYER, kinds.MODEL_DECODE_REST, kinds.MODEL_DECODE_CACHED)
+    decodes = work.startswith("model_decode")
     like = kinds.DECODE_WEIGHTS if decodes else kinds.PREFILL_WEIGHTS
     found = time_at(rates, like, times, device, threads)
     return None if found is None else (found, times[-1].tokens)
+
+
+def _mask(rates: Rates, model: ModelSpec, work: str, kv_type: str, device: str, threads: int) -> float:
+    """A time of one thread, so that of the nearest thread count stands."""
+    times = rates.with_type(work, kv_type, device, shape_sha256(model))
+    return min(times, key=lambda rate: abs(rate.threads - threads)).value if times else 0.0
 
 
 def _model_decode(
@@ -322,7 +333,8 @@ def _model_decode(
 ) -> _Spent | None:
     layer = _model_time(rates, model, kinds.MODEL_DECODE_LAYER, variant.type, device, threads)
     rest = _model_time(rates, model, kinds.MODEL_DECODE_REST, variant.type, device, threads)
-    cached = _model_time(rates, model, kinds.MODEL_DECODE_CACHED, placement.kv_type, device, threads)
+    where = placement.kv_type, device, threads
+    cached = _model_time(rates, model, kinds.MODEL_DECODE_CACHED, *where)
     seen = attention(shape_twin(model), (0, model.n_layer), float(placement.depth), placement.kv_type).cached
     if layer is None or rest is None or (seen and cached is None):
         return None
@@ -332,6 +344,7 @@ def _model_decode(
     deviation = (model.n_layer * layer[0].value * layer[0].sigma) ** 2
     if seen and cached is not None:
         total.take("attention over the cache", seen * cached[0].value)
+        total.take("mask of the cache", placement.depth * _mask(rates, model, kinds.MODEL_DECODE_MASK, *where))
         deviation += (seen * cached[0].value) ** 2 * (cached[0].sigma ** 2 + MODEL_CACHE_SIGMA**2)
     return _Spent(total.seconds, sqrt(deviation), tuple(total.terms))
 
@@ -341,7 +354,8 @@ def _model_prefill(
 ) -> _Spent | None:
     layer = _model_time(rates, model, kinds.MODEL_PREFILL_LAYER, variant.type, device, threads)
     rest = _model_time(rates, model, kinds.MODEL_PREFILL_REST, variant.type, device, threads)
-    cached = _model_time(rates, model, kinds.MODEL_PREFILL_CACHED, placement.kv_type, device, threads)
+    where = placement.kv_type, device, threads
+    cached = _model_time(rates, model, kinds.MODEL_PREFILL_CACHED, *where)
     if layer is None or rest is None:
         return None
     prompt, total = max(1, placement.prompt_tokens), _Sum()
@@ -352,5 +366,7 @@ def _model_prefill(
     deviation = (prompt * model.n_layer * layer[0].value * layer[0].sigma) ** 2
     if cached is not None:
         total.take("attention over the longer prompt", prompt * seen * cached[0].value)
+        mask = _mask(rates, model, kinds.MODEL_PREFILL_MASK, *where)
+        total.take("mask of the longer prompt", prompt * beyond * mask)
         deviation += (prompt * seen * cached[0].value) ** 2 * (cached[0].sigma ** 2 + MODEL_CACHE_SIGMA**2)
     return _Spent(total.seconds, sqrt(deviation), tuple(total.terms))

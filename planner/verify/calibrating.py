@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from math import ceil
 
 from planner.core.errors import QplanError
@@ -22,7 +23,7 @@ from planner.formats import ggml
 from planner.verify import native
 from planner.verify.alternating import Piece, alternate
 from planner.verify.calibration_trial import CalibrationAnswer, CalibrationRequest
-from planner.verify.slice_runs import Slice, open_slice, seconds_to_read
+from planner.verify.slice_runs import Slice, open_slice, second_context, seconds_to_read
 
 _ALL_LAYERS = 1 << 20
 _CHUNK = 64
@@ -31,6 +32,8 @@ _LARGEST_PASS = 2048
 """Tokens of the largest micro-batch that is timed on a GPU, where it decides how full the kernels are."""
 _CACHE_MULTIPLE = 1.5
 _MOST_FEW = 16
+_MANY_OF_MODEL = 12
+"""Layers of the larger slice of a very model: noise of the slope grows with the layers that are extrapolated over."""
 _DEPTH_ROOM = 128
 _LEAST_STEP_SECONDS = 1.0
 
@@ -127,6 +130,16 @@ class Calibrating:
         few = min(max(FEW, ceil(_CACHE_MULTIPLE * self.request.cache_bytes / max(layer_bytes, 1.0))), _MOST_FEW)
         return few, few + MANY - FEW
 
+    def model_pair(self, layer_bytes: float, layers: int) -> tuple[int, int]:
+        """The same for a very model: more, so that less is extrapolated, as far as the memory holds both."""
+        few, many = self.pair(layer_bytes)
+        many = min(max(many, _MANY_OF_MODEL), layers)
+        few = min(few, max(1, many - 1))
+        room = self.request.memory_bytes
+        while room is not None and (few + many) * layer_bytes > room and many > few + 1:
+            many -= 1
+        return few, many
+
     def _open(self, stack: ExitStack, spec: ModelSpec, types: Types, context: int, kv_type: str = "f16") -> Slice:
         return stack.enter_context(
             open_slice(
@@ -151,18 +164,17 @@ class Calibrating:
             opened = []
             for count in (few, many):
                 spec = slices.plain(shape, count)
-                room = self.request.depth + _DEPTH_ROOM if deep and count == few else max(sizes)
-                opened.append(self._open(stack, spec, slices.pure_types(spec, type_), room + _DEPTH_ROOM))
+                room = max(self.request.depth if deep else 0, *sizes) + 2 * _DEPTH_ROOM
+                opened.append(self._open(stack, spec, slices.pure_types(spec, type_), room))
             cases = [
                 case
                 for count in self._thread_counts(threads)
                 for made in opened
                 for case in self._shallow(made, shape.name, type_, count, sizes)
             ]
-            spent = until - time.perf_counter()
-            self._time(cases, until - (0.4 * spent if deep else 0.0))
             if deep:
-                self._deep(opened[0], shape.name, type_, "f16", until)
+                cases += self._deep(stack, opened, shape.name, type_, "f16", until)
+            self._time(cases, until)
 
     def _thread_counts(self, threads: Sequence[int]) -> Sequence[int]:
         return threads[:1] if self.request.gpu else threads
@@ -181,37 +193,44 @@ class Calibrating:
         for case in cases:
             self.observations.append(_observed(case))
 
-    def _deep(self, made: Slice, shape: str, type_: str, kv_type: str, until: float) -> None:
-        """Attention: a token and a chunk of prompt with an empty cache and at depth, by turns."""
+    def _deep(
+        self, stack: ExitStack, opened: Sequence[Slice], shape: str, type_: str, kv_type: str, until: float
+    ) -> list[_Case]:
+        """Attention: a token and a chunk of prompt at depth, and with an empty cache, which is another's context."""
         threads = self._thread_counts(self.request.threads[:2])
-        fast = max(threads)
-        per_token = min(seconds_to_read(made, _CHUNK, fast) for _ in range(3)) / _CHUNK
-        room = max(0.0, until - time.perf_counter()) * 0.4
-        depth = int(min(self.request.depth, max(256, room / per_token)) // 256 * 256)
-        made.context.set_threads(fast)
-        made.back_to(depth)
+        filled = [stack.enter_context(second_context(made)) for made in opened]
+        depth = self._fill(filled, max(threads), until)
         cases = []
-        for at in (depth, 0):
-            # The cache is cut, never filled again: all at depth come first.
-            for count in threads:
+        for count, (empty, deep) in product(threads, zip(opened, filled, strict=True)):
+            for made, at in ((empty, 0), (deep, depth)):
                 busy = 0 if self.request.gpu else count
                 seen = replace(_blank(shape, made.spec.n_layer, type_, busy), depth=at, kv_type=kv_type)
                 decode, read = made.decoding(count, at), made.reading(_CHUNK, count, at)
                 decode.threads = read.threads = busy
-                cases.append([_Case(decode, seen), _Case(read, replace(seen, tokens=_CHUNK))])
-        deep, shallow = cases[: len(threads)], cases[len(threads) :]
-        middle = time.perf_counter() + 0.5 * (until - time.perf_counter())
-        self._time([case for pair in deep for case in pair], middle)
-        self._time([case for pair in shallow for case in pair], until)
+                cases += [_Case(decode, seen), _Case(read, replace(seen, tokens=_CHUNK))]
+        return cases
+
+    def _fill(self, filled: Sequence[Slice], threads: int, until: float) -> int:
+        """Fill the caches alike; the depth, less than asked where they must be filled by reading and time is short."""
+        for made in filled:
+            made.context.set_threads(threads)
+        if all(made.fill(self.request.depth) for made in filled):
+            return self.request.depth
+        per_token = sum(min(seconds_to_read(made, _CHUNK, threads) for _ in range(3)) for made in filled) / _CHUNK
+        room = max(0.0, until - time.perf_counter()) * 0.4
+        depth = int(min(self.request.depth, max(256, room / per_token)) // 256 * 256)
+        for made in filled:
+            made.back_to(depth)
+        return depth
 
     def _attention(self, shape: Shape, type_: str, kv_type: str, until: float) -> None:
         one = slices.plain(shape, 1)
-        few, _ = self.pair(layer_bytes(one, slices.pure_types(one, type_)))
+        counts = self.pair(layer_bytes(one, slices.pure_types(one, type_)))
+        room = self.request.depth + 2 * _DEPTH_ROOM
         with ExitStack() as stack:
-            spec = slices.plain(shape, few)
-            room = self.request.depth + 2 * _DEPTH_ROOM
-            made = self._open(stack, spec, slices.pure_types(spec, type_), room, kv_type)
-            self._deep(made, shape.name, type_, kv_type, until)
+            specs = [slices.plain(shape, count) for count in counts]
+            opened = [self._open(stack, spec, slices.pure_types(spec, type_), room, kv_type) for spec in specs]
+            self._time(self._deep(stack, opened, shape.name, type_, kv_type, until), until)
 
     def _overheads(self, until: float) -> None:
         """Hardly any weights, and half the width: what layers and rows cost beside their weights."""
@@ -248,29 +267,23 @@ class Calibrating:
             self._time(cases, until)
 
     def _model_type(self, model: ModelSpec, type_: str, types: Types, until: float) -> None:
-        """Few and many layers of the very model, and one or few for attention."""
+        """Few and many layers of the very model, with an empty cache and at depth."""
         layer = layer_bytes(*slices.cut(model, types, 1))
-        few, many = self.pair(layer)
-        many = min(many, model.n_layer)
-        few = min(few, max(1, many - 1))
-        room = self.request.memory_bytes
-        while room is not None and (few + many) * layer > room and many > few + 1:
-            many -= 1
+        few, many = self.model_pair(layer, model.n_layer)
         with ExitStack() as stack:
             opened = [
                 self._open(
                     stack,
                     *slices.cut(model, types, count),
-                    context=(self.request.depth if count == few else 512) + 2 * _DEPTH_ROOM,
+                    context=self.request.depth + 2 * _DEPTH_ROOM,
                 )
                 for count in (few, many)
             ]
             tokens = self._affordable(opened[1], until)
             threads = self._thread_counts(self.request.threads)
             cases = [c for n in threads for made in opened for c in self._shallow(made, "model", type_, n, (tokens,))]
-            left = until - time.perf_counter()
-            self._time(cases, until - 0.45 * left)
-            self._deep(opened[0], "model", type_, "f16", until)
+            cases += self._deep(stack, opened, "model", type_, "f16", until)
+            self._time(cases, until)
 
     def _affordable(self, made: Slice, until: float) -> int:
         """Tokens of a prompt that can be read five times in the time that is left."""

@@ -6,6 +6,7 @@ attention differently. Struct fields are those of llama-cpp-python 0.3.36.
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -283,6 +284,21 @@ class Context:
         """Keep the first ``length`` tokens; False where this kind of cache cannot."""
         return bool(library().llama_memory_seq_rm(self.memory, 0, length, -1))
 
+    def state(self) -> bytearray | None:
+        """The first sequence's cache as llama.cpp saves it; ``None`` where it does not."""
+        lib = library()
+        size = int(lib.llama_state_seq_get_size(self.handle, 0))
+        held = bytearray(size)
+        if not size or lib.llama_state_seq_get_data(self.handle, _bytes_of(held), size, 0) != size:
+            return None
+        return held
+
+    def restore(self, state: bytearray) -> bool:
+        """Empty the cache and fill it from a saved state; False where llama.cpp refuses it."""
+        self.clear()
+        lib = library()
+        return bool(lib.llama_state_seq_set_data(self.handle, _bytes_of(state), len(state), 0) == len(state))
+
     def decode(self, tokens: Any, count: int) -> None:
         """Append ``count`` tokens of a ctypes int32 array and wait; only the last gives logits.
 
@@ -314,6 +330,10 @@ class Context:
             lib.llama_batch_free(batch)
         pointer = lib.llama_get_logits_ith(self.handle, first)
         return np.ctypeslib.as_array(pointer, shape=(len(chunks), length - first, self.vocab_size))
+
+
+def _bytes_of(buffer: bytearray) -> Any:
+    return (ctypes.c_uint8 * len(buffer)).from_buffer(buffer)
 
 
 def _checked(status: int) -> None:

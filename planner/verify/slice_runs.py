@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ from planner.core.model import ModelSpec
 from planner.execute.random_gguf import write_random_tensors
 from planner.verify import native
 from planner.verify.alternating import Piece
+from planner.verify.cache_state import tiled
 
 _BATCH = 2048
 _WARM_TOKENS = 2
+_SEED_TOKENS = 64
+"""Tokens that are really read where a deep cache is made of their repetition."""
 _PROMPTS_WANTED = 3
 """A prompt lasts long enough to repeat within 1 % on a quiet machine."""
 _FIRST_TOKEN = 64
@@ -29,6 +32,8 @@ class Slice:
     """An open slice with a context and some tokens."""
 
     spec: ModelSpec
+    model: native.Model
+    options: native.ContextOptions
     context: native.Context
     tokens: Any
     filled: int = 0
@@ -60,6 +65,21 @@ class Slice:
             self.context.clear()
             self.filled = 0
         self.read(depth - self.filled)
+
+    def fill(self, depth: int) -> bool:
+        """Read some tokens and repeat their cache up to ``depth``; False for a kind of cache that cannot be repeated.
+
+        Attention takes the same time whatever is cached, and reading 2048 tokens takes a whole 7B model minutes on two
+        cores.
+        """
+        self.back_to(min(depth, _SEED_TOKENS))
+        held = self.context.state()
+        deep = held and tiled(held, depth)
+        done = bool(deep) and self.context.restore(deep or bytearray())
+        if not done:
+            self.context.clear()
+        self.filled = depth if done else 0
+        return done
 
     def decoding(self, threads: int, depth: int = 0) -> Piece:
         """One token at ``depth``."""
@@ -111,9 +131,17 @@ def open_slice(
                 flash_attention=1,
             )
             with native.open_context(model, options) as opened:
-                made = Slice(spec=spec, context=opened, tokens=_tokens(context + 64, spec.n_vocab))
+                tokens = _tokens(context + 64, spec.n_vocab)
+                made = Slice(spec=spec, model=model, options=options, context=opened, tokens=tokens)
                 made.decode(_WARM_TOKENS)
                 yield made
+
+
+@contextmanager
+def second_context(made: Slice) -> Iterator[Slice]:
+    """The same weights with a cache of its own, so that a deep and an empty cache are timed by turns."""
+    with native.open_context(made.model, made.options) as opened:
+        yield replace(made, context=opened, filled=0)
 
 
 def _tokens(count: int, vocabulary: int) -> Any:
