@@ -5,7 +5,7 @@ does not need has a marker), once with torch's CUDA libraries and once without, 
 The sizes are those that the index gives of the wheels for Python 3.11 on Linux x86_64.
 
     python benchmarks/locks.py [ENVIRONMENT…]          needs uv and packaging; seconds
-    python benchmarks/locks.py --measured QPLAN_HOME   also notes disk and time of the environments installed there
+    python benchmarks/locks.py --measured QPLAN_HOME   notes disk and time of the environments installed there
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ NEVER = "sys_platform == 'never'"
 NOWHERE = (NEVER, "sys_platform == 'emscripten'")
 GLIBC = [f"manylinux_2_{minor}_x86_64" for minor in range(36, 4, -1)]
 PLATFORMS = [*GLIBC, "manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"]
+UNPACKED = (
+    1.82  # bytes on disk per byte of wheel: 15 nvidia wheels, torch 2.14.1 for CUDA, triton 3.8 (5.43 of 2.99 GB)
+)
 CPU_WHEEL_BYTES = 191_794_682  # torch-2.13.0+cpu, cp311, manylinux_2_28_x86_64
+TODAY = datetime.date.today().isoformat()
 HERE = {"python_version": "3.11", "python_full_version": "3.11.9", "sys_platform": "linux", "os_name": "posix",
         "platform_machine": "x86_64", "platform_system": "Linux"}  # fmt: skip
 
@@ -82,8 +86,7 @@ override-dependencies = {json.dumps(dropped)}
 def write_lock(row: Environment, build: str, pins: list[str]) -> None:
     """One file of pins."""
     uv = subprocess.run(["uv", "--version"], check=True, capture_output=True, text=True).stdout.split()[1]
-    today = datetime.date.today().isoformat()
-    head = f"# {row.title}, torch for {build}: made by `python benchmarks/locks.py` with uv {uv} on {today}\n"
+    head = f"# {row.title}, torch for {build}: made by `python benchmarks/locks.py` with uv {uv} on {TODAY}\n"
     path = data_path(f"locks/{row.name}-{build}.txt")
     path.parent.mkdir(exist_ok=True)
     path.write_text(head + "\n".join(pins) + "\n", encoding="utf-8")
@@ -120,10 +123,24 @@ def _tags() -> Iterator:
     yield from compatible_tags((3, 11), interpreter="cp311", platforms=PLATFORMS)
 
 
-def measured(home: Path) -> dict[tuple[str, str], Marker]:
+def note(cpu: dict, cuda: dict, marker: Marker | None) -> None:
+    """Disk and time of an environment that was made here, and the disk of the one for CUDA that follows."""
+    if marker is not None:
+        cpu |= {"disk_bytes": marker.size_bytes, "seconds": round(marker.seconds), "installer": marker.installer}
+        cpu["source"] = f"wheels: package index; disk, time: made on 2 busy cores, Python {marker.python_version}"
+    if cpu.get("disk_bytes"):
+        more = int(cuda["download_bytes"]) - int(cpu["download_bytes"])
+        cuda["disk_bytes"] = int(cpu["disk_bytes"]) + round(UNPACKED * more)
+        cuda["seconds"] = round(float(cpu["seconds"]) * cuda["disk_bytes"] / int(cpu["disk_bytes"]))
+        cuda["source"] = (
+            f"wheels: package index; disk: {UNPACKED} times the wheels that CPU lacks; time: by disk; not run"
+        )
+
+
+def measured(home: Path) -> dict[str, Marker]:
     """Markers of the environments installed under ``home``."""
     found = [decode(Marker, read_json(path), what=str(path)) for path in home.glob(f"environments/*/{MARKER}")]
-    return {(marker.name, "cpu" if marker.build == "cpu" else "cuda"): marker for marker in found}
+    return {marker.name: marker for marker in found if marker.build == "cpu"}
 
 
 def main() -> None:
@@ -135,19 +152,14 @@ def main() -> None:
     path = data_path("environment_sizes.csv")
     known = {(row["environment"], row["build"]): row for row in read_table(path.name)} if path.exists() else {}
     seen = measured(options.measured) if options.measured else {}
-    today = datetime.date.today().isoformat()
     for row in rows():
         for build in ("cpu", "cuda"):
-            key, marker = (row.name, build), seen.get((row.name, build))
-            if not options.names or row.name in options.names:
+            if not options.measured and (not options.names or row.name in options.names):
                 pins, lock = resolved(row, build)
                 write_lock(row, build, pins)
-                old = known.get(key, {"disk_bytes": "", "seconds": "", "installer": ""})
-                sized = {"environment": row.name, "build": build, "download_bytes": downloads(build, pins, lock)}
-                known[key] = {**old, **sized, "source": "sizes of the wheels in the package index", "date": today}
-            if marker is not None:
-                known[key]["disk_bytes"], known[key]["seconds"] = marker.size_bytes, round(marker.seconds)
-                known[key]["installer"] = marker.installer
+                size = {"environment": row.name, "build": build, "download_bytes": downloads(build, pins, lock)}
+                known[row.name, build] = {**known.get((row.name, build), {}), **size, "date": TODAY}
+        note(known[row.name, "cpu"], known[row.name, "cuda"], seen.get(row.name))
     fields = ["environment", "build", "download_bytes", "disk_bytes", "seconds", "installer", "source", "date"]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fields)

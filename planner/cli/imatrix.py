@@ -13,7 +13,7 @@ from planner.core.units import format_bytes, format_seconds
 @click.command("imatrix")
 @click.argument("model")
 @click.option("-o", "--output", default="imatrix.gguf", show_default=True, metavar="FILE", help="The matrix.")
-@click.option("--text", metavar="FILE|DIR", help="Calibration text; default: the one that comes with qplan.")
+@click.option("--text", metavar="FILE|DIR|hub:ORG/NAME", help="Calibration text; default: qplan's own.")
 @click.option("--chunks", type=click.IntRange(1), help="512-token chunks of it to use; default: all.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws the chunks.")
 @click.option("--outputs", is_flag=True, help="Collect the output matrix too (llama-imatrix's --process-output).")

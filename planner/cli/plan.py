@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 @click.option("--target-bpw", type=Finite(0.5, 16), metavar="BITS", help="The same, in bits per weight of the file.")
 @click.option("--fit-memory", type=Bytes(), metavar="SIZE", help="A mixture of types whose run takes this much memory.")
 @click.option(
-    "--calibration", metavar="FILE|DIR", help="Text to calibrate with; default: the one that comes with qplan."
+    "--calibration",
+    metavar="FILE|DIR|hub:ORG/NAME",
+    help="Text to calibrate with, or a dataset, hub:ORG/NAME[@REVISION][:SPLIT[:COLUMN]]; default: qplan's own.",
 )
 @click.option("--calibration-chunks", type=click.IntRange(1), help="512-token chunks of it to use; default: 128.")
 @click.option(

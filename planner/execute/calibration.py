@@ -8,6 +8,7 @@ from pathlib import Path
 from planner.core.data import data_path
 from planner.core.errors import InputError, StalePlan
 from planner.core.plan import BUILT_IN, MATRIX, TEXT, CalibrationSource
+from planner.execute import datasets
 
 BUILT_IN_FOLDER = "calibration"
 """In ``data/``: its README tells what is in it and under which licences."""
@@ -25,11 +26,16 @@ def built_in(chunks: int | None = None, seed: int = 0) -> CalibrationSource:
 
 
 def from_text(path: Path, chunks: int | None = None, seed: int = 0) -> CalibrationSource:
-    """A text file, or all ``.txt`` and ``.md`` files of a folder in the order of their names.
+    """A text file, all ``.txt`` and ``.md`` files of a folder in the order of their names, or ``hub:`` and a dataset.
 
     Raises:
         InputError: there is none, it is unreadable, not UTF-8, or too large.
+        UsageError: it is no name of a dataset, or the dataset has no such split or column.
+        MissingDependency: what reads a dataset is not installed.
     """
+    if is_dataset(path):
+        content, location = datasets.read(path.as_posix())
+        return _pinned(TEXT, location, content.encode(), chunks, seed)
     return _pinned(TEXT, str(path.absolute()), text_of(path).encode(), chunks, seed)
 
 
@@ -89,8 +95,11 @@ def text(calibration: CalibrationSource) -> str:
         InputError: it cannot be read.
         StalePlan: it is another than when the plan was made.
     """
-    path = data_path(BUILT_IN_FOLDER) if calibration.kind == BUILT_IN else Path(calibration.location)
-    content = text_of(path)
+    if calibration.location.startswith(datasets.PREFIX):
+        content, _ = datasets.read(calibration.location)
+    else:
+        path = data_path(BUILT_IN_FOLDER) if calibration.kind == BUILT_IN else Path(calibration.location)
+        content = text_of(path)
     _check(calibration, content.encode())
     return content
 
@@ -108,9 +117,14 @@ def check(calibration: CalibrationSource) -> None:
         text(calibration)
 
 
+def is_dataset(path: Path) -> bool:
+    """Whether a dataset of the hub is named and no file."""
+    return path.as_posix().startswith(datasets.PREFIX)
+
+
 def is_matrix(path: Path) -> bool:
     """Whether the file's name says that it is an importance matrix and no text."""
-    return path.suffix in _MATRIX_SUFFIXES
+    return path.suffix in _MATRIX_SUFFIXES and not is_dataset(path)
 
 
 def matrix_path(calibration: CalibrationSource) -> Path:
@@ -138,4 +152,6 @@ def _check(calibration: CalibrationSource, content: bytes) -> None:
 def described(calibration: CalibrationSource) -> str:
     """What a file or a report says the text was; no folder of this machine."""
     name = "qplan's general text" if calibration.kind == BUILT_IN else Path(calibration.location).name
+    if calibration.location.startswith(datasets.PREFIX):
+        name = calibration.location
     return f"{name} (sha256 {calibration.sha256[:16]})"

@@ -146,7 +146,7 @@ def _started(
     command: tuple[str, ...], sink: IO[bytes], environment: dict[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A child that ends with what is inside and with this process, however they end."""
-    supervised = (sys.executable, str(Path(__file__).with_name("supervised.py")), *command)
+    supervised = (sys.executable, "-I", str(Path(__file__).with_name("supervised.py")), *command)
     child = subprocess.Popen(
         supervised,
         stdin=subprocess.PIPE,

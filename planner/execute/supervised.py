@@ -23,7 +23,7 @@ def main(command: list[str]) -> int:
 
 
 def _end_with_parent(child: subprocess.Popen[bytes]) -> None:
-    while sys.stdin.buffer.read(1 << 12):
+    while os.read(0, 1 << 12):  # not through a buffer, whose lock would be held when the interpreter ends
         continue
     if os.name == "posix":
         import signal

@@ -14,6 +14,8 @@ from planner.execute.environments import TorchBuild, torch_builds
 CPU = "cpu"
 INDEX_VARIABLE = "TORCH_INDEX"
 _CUDA_PREFIXES = ("nvidia-", "cuda-")
+_NOT_CUDA = ("nvidia-ml-py",)
+"""A few files that ask a driver for its GPUs."""
 
 
 def choose(here: HardwareProfile) -> TorchBuild:
@@ -43,7 +45,7 @@ def _at_least(found: str | None, least: str) -> bool:
 
 def brings_cuda(names: tuple[str, ...]) -> bool:
     """Whether packages that come with torch are CUDA's."""
-    return any(name.lower().startswith(_CUDA_PREFIXES) for name in names)
+    return any(name.lower().startswith(_CUDA_PREFIXES) and name.lower() not in _NOT_CUDA for name in names)
 
 
 def index_of(build: TorchBuild, default: tuple[str, ...]) -> str | None:

@@ -48,20 +48,47 @@ class Hub:
         """Address of the repository's page."""
         return f"{self.endpoint}/{repository}"
 
-    def list_files(self, repository: str, revision: str | None) -> tuple[str, dict[str, HubFile]]:
+    def list_files(
+        self, repository: str, revision: str | None, *, dataset: bool = False
+    ) -> tuple[str, dict[str, HubFile]]:
         """The commit behind ``revision`` and all files there."""
+        ask = self._library.HfApi().dataset_info if dataset else self._library.HfApi().model_info
         with self._failures(repository, revision):
-            info = self._library.HfApi().model_info(repository, revision=revision, files_metadata=True)
+            info = ask(repository, revision=revision, files_metadata=True)
         files = {}
         for sibling in info.siblings or ():
             sha256 = sibling.lfs.sha256 if sibling.lfs else None
             files[sibling.rfilename] = HubFile(int(sibling.size or 0), sha256)
         return str(info.sha or revision), files
 
-    def download(self, repository: str, name: str, revision: str | None) -> Path:
-        """The small file ``name``, through the local cache."""
+    def cached_dataset(self, repository: str, revision: str | None) -> tuple[str, dict[str, HubFile]]:
+        """The commit and the files of a dataset that lie in the local cache.
+
+        Raises:
+            InputError: there are none (``not-cached``).
+        """
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            found = self._library.snapshot_download(
+                repository, repo_type="dataset", revision=revision, local_files_only=True
+            )
+        except (HFValidationError, OSError) as error:
+            raise InputError(
+                f"the dataset {repository} is not in the local cache, and qplan is offline",
+                numbers=_first_line(error),
+                hint=f"`hf download {repository} --repo-type dataset` while online",
+                code="not-cached",
+            ) from None
+        folder = Path(found)
+        paths = (path for path in folder.rglob("*") if path.is_file())
+        return folder.name, {path.relative_to(folder).as_posix(): HubFile(path.stat().st_size, None) for path in paths}
+
+    def download(self, repository: str, name: str, revision: str | None, *, dataset: bool = False) -> Path:
+        """The file ``name``, through the local cache."""
+        kind = "dataset" if dataset else None
         with self._failures(repository, revision):
-            return Path(self._library.hf_hub_download(repository, name, revision=revision))
+            return Path(self._library.hf_hub_download(repository, name, revision=revision, repo_type=kind))
 
     def cached(self, repository: str, name: str, revision: str | None) -> Path:
         """The file ``name`` out of the local cache.
