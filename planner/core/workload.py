@@ -11,6 +11,12 @@ OBJECTIVES = ("balanced", "quality", "speed", "memory", "finetune")
 KV_TYPES = ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "f32")
 
 
+LAYOUTS = ("gemm", "gemv")
+"""Of AWQ: how its weights lie for a kernel."""
+COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
+"""Of bitsandbytes' 4-bit layers."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantizing:
     """What a person wants of AWQ, GPTQ and bitsandbytes; ``None``: what the method does unasked."""

@@ -108,3 +108,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def write_json_object(path: Path, content: dict[str, Any]) -> None:
     """Write JSON as transformers does: two spaces, sorted keys, a line break at the end."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """A config.json that says its weights are ``dtype``, in the key that it uses, in nested parts too."""
+    found = {key: with_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
+    keys = [key for key in ("dtype", "torch_dtype") if isinstance(config.get(key), str)]
+    if "model_type" in config:
+        found |= dict.fromkeys(keys or ["dtype"], dtype)
+    return found

@@ -16,8 +16,8 @@ from planner.core.workload import Quantizing
 if TYPE_CHECKING:
     from planner.core.candidate import Variant
 
-LAYOUTS = ("gemm", "gemv")
-"""Of AWQ: how its weights lie for a kernel."""
+CALIBRATED = ("awq", "gptq")
+"""Methods that run text through the model while they quantize it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,4 +192,4 @@ def reason(variant: Variant) -> str | None:
     if way is None or sum(row.method == variant.method for row in ways()) < 2:
         return None
     row = quantizer(way.quantizer)
-    return f"made by {row.title} {row.version}: {way.why}".replace("  ", " ") + (f"; {way.trap}" if way.trap else "")
+    return f"made by {f'{row.title} {row.version}'.strip()}: {way.why}"
