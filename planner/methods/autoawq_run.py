@@ -42,7 +42,7 @@ def work(job: Job, progress: Progress) -> dict[str, Any]:
         )
         model.save_quantized(str(folder), safetensors=True, shard_size=f"{directory_run.SHARD_BYTES // 10**9}GB")
         torch_run.finish(source, folder, half, narrow=False)
-    details = {**chosen.details, **torch_run.versions("autoawq"), **torch_run.gpu_peak(on), "device": on}
+    details = {**chosen.details, **torch_run.facts("autoawq", on)}
     return {"notes": list(chosen.notes), "details": details}
 
 

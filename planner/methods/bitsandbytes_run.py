@@ -34,7 +34,7 @@ def work(job: Job, progress: Progress) -> dict[str, Any]:
         model.save_pretrained(str(folder), max_shard_size=directory_run.SHARD_BYTES)
         torch_run.finish(source, folder, half, narrow=False)
     progress(1.0, 1.0)
-    return {"notes": [], "details": {**torch_run.versions("bitsandbytes"), **torch_run.gpu_peak(on), "device": on}}
+    return {"notes": [], "details": torch_run.facts("bitsandbytes", on)}
 
 
 def _config(job: Job) -> Any:

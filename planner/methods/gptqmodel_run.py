@@ -36,7 +36,7 @@ def work(job: Job, progress: Progress) -> dict[str, Any]:
         del model
         remove(folder / _OFFLOADED)
         torch_run.finish(source, folder, half, narrow=dtype == "float32")
-    details = {**chosen.details, **torch_run.versions("gptqmodel"), **losses, **torch_run.gpu_peak(on), "device": on}
+    details = {**chosen.details, **losses, **torch_run.facts("gptqmodel", on)}
     return {"notes": [*chosen.notes, *_warnings(job, on)], "details": details}
 
 

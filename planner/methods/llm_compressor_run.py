@@ -38,7 +38,7 @@ def work(job: Job, progress: Progress) -> dict[str, Any]:
         _drop_recipe(folder)
         torch_run.finish(source, folder, half, narrow=False)
     told = chosen.details if chosen else {}
-    details = {**told, **torch_run.versions("llm-compressor"), **torch_run.gpu_peak(on), "device": on}
+    details = {**told, **torch_run.facts("llm-compressor", on)}
     return {"notes": list(chosen.notes) if chosen else [], "details": details}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -68,16 +69,18 @@ def tokenizer(source: Path) -> Any:
     return AutoTokenizer.from_pretrained(str(source))
 
 
-def gpu_peak(on: str) -> dict[str, int]:
-    """Most memory of the GPU that torch held."""
+def facts(quantizer: str, on: str) -> dict[str, str | int | float]:
+    """What a receipt tells of the work: the quantizer's packages as they are here, the device, and what it took."""
     import torch
 
-    return {"gpu_peak_bytes": int(torch.cuda.max_memory_reserved())} if on == "cuda" else {}
-
-
-def versions(quantizer: str) -> dict[str, str]:
-    """What did the work: the quantizer's packages as they are installed here."""
-    return {name: metadata.version(name) for name in quantizers.quantizer(quantizer).packages}
+    found: dict[str, str | int | float] = {
+        **{name: metadata.version(name) for name in quantizers.quantizer(quantizer).packages},
+        "device": on,
+        "processor_seconds": round(time.process_time(), 1),
+    }
+    if on == "cuda":
+        found["gpu_peak_bytes"] = int(torch.cuda.max_memory_reserved())
+    return found
 
 
 def finish(source: Path, folder: Path, dtype: str, *, narrow: bool) -> dict[str, Any]:
