@@ -61,6 +61,7 @@ def _calibrating(chosen: Samples) -> Mapping[str, Any]:
         "dataset": DataLoader(data, batch_size=1),
         "num_calibration_samples": len(data),
         "max_seq_length": len(chosen.chunks[0]),
+        "pipeline": "sequential",  # one pass for all modifiers, so that the one that counts is told of each layer
     }
 
 
