@@ -86,12 +86,15 @@ class Made:
         return found
 
 
-def plan_for(model: str, method: str, type_: str, wish: Quantizing = Quantizing()) -> Plan:
-    """A plan for the CPU, whatever ranks first."""
-    workload = Workload(context=512, methods=(method,), types=(type_,), threads=THREADS, cpu_only=True, quantizing=wish)
+def plan_for(model: str, method: str, type_: str, wish: Quantizing = Quantizing(), *, gpu: bool = False) -> Plan:
+    """A plan for the CPU, or the GPU, whatever ranks first."""
+    workload = Workload(
+        context=512, methods=(method,), types=(type_,), threads=THREADS, cpu_only=not gpu, quantizing=wish
+    )
     answer = recommend(model, workload)
     variant = wishes.variants(method, answer.model, workload)[0]
-    place = Placement(context=512, threads=THREADS)
+    layers = answer.model.offloadable_count if gpu else 0
+    place = Placement(context=512, threads=THREADS, gpu_layers=layers, gpu_count=int(gpu))
     made = estimate(answer.model, variant, place, answer.hardware, None)
     candidate = Candidate(variant=variant, placement=place, estimate=made)
     return make_plan(answer, candidate, Measuring(chunks=SAMPLES, chunk_tokens=SAMPLE_TOKENS))
