@@ -111,7 +111,9 @@ def test_the_receipt_tells_how_it_was_made(case: tuple[str, Made]) -> None:
     assert made.receipt.peak_memory_bytes < made.step.predicted_memory.high  # type: ignore[union-attr, operator]
 
 
-def test_it_loads_and_is_close_to_the_16_bit_model(case: tuple[str, Made], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_it_loads_and_is_close_to_the_16_bit_model(
+    case: tuple[str, Made], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     name, made = case
     maker = made.step.settings.quantizer  # type: ignore[union-attr]
     python = use_environment(RUNS_IN.get(maker, maker), tmp_path_factory.getbasetemp())
@@ -124,7 +126,9 @@ def test_it_loads_and_is_close_to_the_16_bit_model(case: tuple[str, Made], tmp_p
     assert abs(found["nll"] - found["reference_nll"]) < 3 * LIMITS.get(name, AT_FOUR_BITS), found
 
 
-def test_autoawq_is_as_good_as_the_others(make: Callable[[str], Made], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_autoawq_is_as_good_as_the_others(
+    make: Callable[[str], Made], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Its fault on a CPU, scales that stay in the weights, is steered around."""
     python = use_environment("gptqmodel", tmp_path_factory.getbasetemp())
     text = data_path("demo/heldout.txt").read_text("utf-8")[:2000]

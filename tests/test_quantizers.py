@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner import methods
+from planner import methods, models
 from planner.core.candidate import Variant
 from planner.core.errors import InputError, UsageError
 from planner.core.job import Job, journal_path, partial_path
@@ -83,6 +83,7 @@ def test_the_first_way_that_makes_it_is_taken(variant: Variant, wish: Quantizing
     ("variant", "wish"),
     [
         (gptq.variant("3bit"), Quantizing(quantizer="llm-compressor")),
+        (gptq.variant("4bit"), Quantizing(quantizer="llm-compressor", act_order=True)),
         (gptq.variant("4bit"), Quantizing(quantizer="autoawq")),
         (gptq.variant("4bit"), Quantizing(group_size=48)),
         (awq.variant("4bit"), Quantizing(quantizer="autoawq", symmetric=True)),
@@ -124,6 +125,7 @@ VARIANTS = [
     for sym in (True, False)
     for order in (True, False)
     for who in ("gptqmodel", "llm-compressor")
+    if not (order and who == "llm-compressor")
 ] + [
     awq.variant("4bit"),
     quantizers.wished(awq.variant("4bit"), Quantizing(quantizer="autoawq")),
@@ -147,6 +149,31 @@ def test_the_printed_script_is_python_with_the_same_settings(variant: Variant) -
     assert quantizers.quantizer(quantizers.settings(variant).quantizer).version in script
 
 
+WRITTEN = [
+    (gptq.variant("4bit", act_order=False), Quantizing(), 4629624),
+    (gptq.variant("3bit", act_order=False), Quantizing(), 4035192),
+    (gptq.variant("4bit"), Quantizing(symmetric=False, act_order=True, group_size=32), 4906120),
+    (gptq.variant("4bit", act_order=False), Quantizing(quantizer="llm-compressor"), 4552600),
+    (awq.variant("4bit"), Quantizing(), 4570112),
+    (awq.variant("4bit"), Quantizing(quantizer="autoawq"), 4570000),
+    (awq.variant("4bit"), Quantizing(layout="gemv", group_size=64), 5092336),
+    (awq.variant("4bit"), Quantizing(quantizer="llm-compressor"), 4575808),
+    (bitsandbytes.variant("nf4"), Quantizing(), 4620919),
+    (bitsandbytes.variant("fp4"), Quantizing(double_quantization=False), 4784656),
+    (bitsandbytes.variant("int8"), Quantizing(), 6898338),
+    (none.variant("fp8"), Quantizing(), 6864048),
+    (none.variant("f16"), Quantizing(), 11547072),
+]
+"""Bytes of the weights that the quantizers of the table wrote of the demo model, 2026-11-26."""
+
+
+@pytest.mark.parametrize(("variant", "wish", "file_bytes"), WRITTEN)
+def test_sizes_are_those_that_were_written(variant: Variant, wish: Quantizing, file_bytes: int) -> None:
+    made = quantizers.wished(variant, wish)
+    size = methods.get(made.method).size(models.resolve("demo"), made)
+    assert size.file_bytes == pytest.approx(file_bytes, rel=0.001)
+
+
 # ---- no quantization
 
 
@@ -159,7 +186,11 @@ def checkpoint(folder: Path, arrays: list[dict[str, np.ndarray]], dtype: str = "
         entries, offset, blob = {}, 0, b""
         for name, values in tensors.items():
             stored = {"int64": "I64", "float16": "F16", "uint16": "BF16"}.get(values.dtype.name, dtype)
-            entries[name] = {"dtype": stored, "shape": list(values.shape), "data_offsets": [offset, offset + values.nbytes]}
+            entries[name] = {
+                "dtype": stored,
+                "shape": list(values.shape),
+                "data_offsets": [offset, offset + values.nbytes],
+            }
             offset, blob, names[name] = offset + values.nbytes, blob + values.tobytes(), file
         text = json.dumps(entries).encode()
         (folder / file).write_bytes(len(text).to_bytes(8, "little") + text + blob)

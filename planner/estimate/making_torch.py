@@ -36,6 +36,9 @@ _GPU_PROCESS_BYTES = 700 * MIB
 """CUDA context and PyTorch's handles, as in ``served_memory``."""
 _A100_FLOPS = 312e12
 """Dense bfloat16 of the GPU the GPTQ figures are of."""
+LOADED_COPIES = 2.5
+"""Of the weights as they are loaded: resident memory of GPTQModel in float32 and llm-compressor in bfloat16 grew by so
+many times the weights from 5.8 to 40 million of them (2026-11-26)."""
 BYTES_PER_TOKEN = 3.0
 """Of mixed text, with a tokenizer of 2,000 to 150,000 entries: 2 to 4.5."""
 CPU_CALIBRATION_SPREAD = 3.0
@@ -120,9 +123,7 @@ def _on_gpu(model: ModelSpec, variant: Variant, site: Site) -> Prediction:
 
 def _on_cpu(model: ModelSpec, variant: Variant, step: Step, site: Site) -> Prediction:
     """Processor time per weight and per weight and token, measured of each quantizer, over the cores."""
-    way = quantizers.way_of(variant)
-    name = f"{variant.method}-{way.quantizer if way else 'gptqmodel'}"
-    table = rates()
+    name, table = _made_by(variant), rates()
     weights = float(sum(t.element_count for t in model.tensors if common.is_linear(t)))
     tokens = calibration_tokens(step)
     fixed = weights * table[name, "weight", "0"]
@@ -155,25 +156,26 @@ def calibration_tokens(step: Step) -> float:
 
 
 def _calibrating_memory(model: ModelSpec, variant: Variant, step: Step) -> Prediction:
-    """On the CPU: the process, a layer and its result, the hidden states and, of GPTQ, a Hessian of the widest input.
-
-    GPTQModel holds one layer at a time, the others the whole model.
+    """On the CPU: the process, the weights as they are loaded with their copies, what runs through the layers and, of
+    GPTQ, Hessians of the widest input. Wide below, as layers that are done may be on the disk.
     """
-    layer = largest_layer(model)
-    kept = model.parameter_count - sum(t.element_count for t in model.tensors if common.is_linear(t))
-    tokens = calibration_tokens(step)
-    width = 4.0 if variant.method == "gptq" and variant.quantizer is None and variant.format == "gptq" else 2.0
-    by_layer = variant.format in ("gptq", "awq-gemm") and variant.quantizer is None
-    held = width * (kept + 2 * layer) if by_layer else width * (model.parameter_count + 2 * layer)
+    name, table = _made_by(variant), rates()
+    width = 4.0 if name == "gptq-gptqmodel" else 2.0
+    held = LOADED_COPIES * width * model.parameter_count
     inputs = (model.n_ff + 4 * model.n_embd) if variant.method == "awq" else 2 * model.n_embd
-    states = width * tokens * inputs
+    states = width * calibration_tokens(step) * inputs
     hessians = 3 * 4.0 * max(model.n_ff, model.n_embd) ** 2 if variant.method == "gptq" else 0.0
-    value = _TORCH_BYTES + held + states + hessians
-    high = 1.6 * value + (width * model.parameter_count if by_layer else 0.0)
-    terms = (("layers", held, "B"), ("hidden states", states, "B"), ("Hessians", hessians, "B"))
-    return Prediction(
-        value=value, low=0.6 * value, high=high, basis=FORMULA, source="layer-wise calibration on the CPU", terms=terms
-    )
+    base = table[name, "base", "0"]
+    value = base + held + states + hessians
+    terms = (("process", base, "B"), ("layers", held, "B"), ("hidden states", states, "B"), ("Hessians", hessians, "B"))
+    low, high = 0.8 * base + 0.3 * (value - base), 1.2 * base + 1.6 * (value - base)
+    return Prediction(value=value, low=low, high=high, basis=FORMULA, source=SOURCE, terms=terms)
+
+
+def _made_by(variant: Variant) -> str:
+    """The ``step`` of the table's rows for a method and the program that carries it out."""
+    way = quantizers.way_of(variant)
+    return f"{variant.method}-{way.quantizer if way else 'gptqmodel'}"
 
 
 def largest_layer(model: ModelSpec) -> float:

@@ -12,8 +12,10 @@ from planner.core.hardware import HardwareProfile
 from planner.core.job import Job
 from planner.core.model import ModelSpec, Tensor
 from planner.core.plan import Step
+from planner.core.units import pad
 from planner.methods import common, compressed, scripts, serving
 
+GEMV = "awq-gemv"
 TYPES = ("4bit", "3bit")
 """3 bits as in the AWQ paper: estimated when asked for, never proposed, as no kernel of vLLM reads it."""
 GROUP_SIZES = (32, 64, 128, -1)
@@ -47,7 +49,22 @@ def tensor_bytes(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
     bits = int(variant.type.removesuffix("bit"))
     if variant.format == compressed.FORMAT:
         return compressed.tensor_bytes(model, variant, bits)
+    if variant.format == GEMV:
+        return tuple(_gemv_bytes(tensor, variant.group_size or 128) for tensor in model.tensors)
     return tuple(_bytes(tensor, variant.group_size, bits) for tensor in model.tensors)
+
+
+def _gemv_bytes(tensor: Tensor, group_size: int) -> int:
+    """The layout for one row at a time: zeros are padded to whole words of the kernel's stride, scales to as many.
+
+    Source: ``calculate_zeros_width`` in awq/modules/linear/gemv.py of AutoAWQ 0.2.9.
+    """
+    if not common.is_linear(tensor):
+        return common.kept_bytes(tensor)
+    rows_in, columns_out, count = common.matrices(tensor)
+    stride = {64: 2, 32: 4}.get(group_size, 1)
+    words = pad(-(-(rows_in // group_size) // 8), stride)
+    return count * columns_out * (rows_in // 2 + 4 * words + 2 * 8 * words)
 
 
 def _bytes(tensor: Tensor, group_size: int | None, bits: int) -> int:

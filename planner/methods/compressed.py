@@ -13,8 +13,7 @@ _SHAPE_BYTES = 2 * 8
 
 def tensor_bytes(model: ModelSpec, variant: Variant, bits: int) -> tuple[int, ...]:
     """Per linear layer of ``K`` inputs, ``N`` outputs and ``G`` groups: packed weights ``4·N·⌈K/(32/b)⌉``, 16-bit
-    scales ``2·N·G``, the shape, packed zeros ``4·⌈N/(32/b)⌉·G`` without symmetry, and the group index ``4·K`` in
-    activation order; the rest stays 16-bit.
+    scales ``2·N·G``, the shape, and packed zeros ``4·⌈N/(32/b)⌉·G`` without symmetry; the rest stays 16-bit.
 
     Source: the pack-quantized format, https://github.com/vllm-project/compressed-tensors.
     """
@@ -28,10 +27,9 @@ def _bytes(tensor: Tensor, variant: Variant, bits: int) -> int:
     groups, in_word = common.groups(rows_in, variant.group_size), 32 // bits
     packed = 4 * columns_out * -(-rows_in // in_word)
     zeros = 0 if variant.symmetric else 4 * -(-columns_out // in_word) * groups
-    index = 4 * rows_in if variant.act_order else 0
-    return count * (packed + 2 * columns_out * groups + _SHAPE_BYTES + zeros + index)
+    return count * (packed + 2 * columns_out * groups + _SHAPE_BYTES + zeros)
 
 
 def tensors_per_linear(variant: Variant) -> int:
     """Packed weights, scales and shape, and what else the settings ask for."""
-    return 3 + (not variant.symmetric) + variant.act_order
+    return 3 + (not variant.symmetric)

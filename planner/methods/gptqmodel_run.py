@@ -56,7 +56,11 @@ def _quantized(
     plain = BACKEND.AWQ_TORCH if job.step.method == "awq" else BACKEND.GPTQ_TORCH
     try:
         model.quantize(
-            data, batch_size=1, tokenizer=tokenizer, backend=plain if on == "cpu" else BACKEND.AUTO, calibration_sort=None
+            data,
+            batch_size=1,
+            tokenizer=tokenizer,
+            backend=plain if on == "cpu" else BACKEND.AUTO,
+            calibration_sort=None,
         )
     except (ValueError, NotImplementedError) as error:
         raise ExecutionFailed(

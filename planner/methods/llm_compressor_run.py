@@ -75,9 +75,7 @@ def _recipe(job: Job) -> list[Any]:
     groups = {"config_groups": {"group_0": _scheme(job)}, "ignore": _KEPT}
     if job.step.method == "awq":
         return [AWQModifier(), QuantizationModifier(**groups)]
-    # unasked it takes the columns in order of their weight too, but writes them where they were ("static")
-    order = {"actorder": "group"} if torch_run.settings(job).act_order else {}
-    return [GPTQModifier(**groups, **order)]
+    return [GPTQModifier(**groups)]
 
 
 def _scheme(job: Job) -> Any:

@@ -117,7 +117,9 @@ def _write_papers(folder: Path, config: dict[str, Any], checkpoint: Checkpoint, 
     directory_run.copy_papers(checkpoint.directory, folder)
     directory_run.write_json_object(folder / "config.json", directory_run.with_dtype(config, _NAMES[type_]))
     if len(checkpoint.files) > 1:
-        total = sum(tensor.size_bytes for file in checkpoint.files for tensor in read_header(folder / file.name).tensors)
+        total = sum(
+            tensor.size_bytes for file in checkpoint.files for tensor in read_header(folder / file.name).tensors
+        )
         names = {name: tensor.file.name for name, tensor in checkpoint.tensors.items()}
         directory_run.write_json_object(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": names})
     directory_run.check_written(folder)

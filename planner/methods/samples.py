@@ -61,5 +61,7 @@ def samples(job: Job, tokenizer: Any) -> Samples:
     }
     notes = []
     if asked.chunks is not None and len(chosen) < asked.chunks:
-        notes.append(f"the text has {len(chosen)} samples of {asked.chunk_tokens} tokens, {asked.chunks} were asked for")
+        notes.append(
+            f"the text has {len(chosen)} samples of {asked.chunk_tokens} tokens, {asked.chunks} were asked for"
+        )
     return Samples(tuple(chosen), details, tuple(notes))

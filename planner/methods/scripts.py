@@ -80,10 +80,9 @@ def _llm_compressor(model: ModelSpec, variant: Variant) -> list[str]:
             f"model.save_pretrained({target!r}, save_compressed=True)",
         ]
     strategy = '"channel"' if variant.group_size in (None, -1) else f'"group", group_size={variant.group_size}'
-    order = ', actorder="group"' if variant.act_order else ""
     groups = 'config_groups={"group_0": scheme}, ignore=["lm_head"]'
     modifiers = ["from llmcompressor.modifiers.gptq import GPTQModifier"]
-    recipe = f"GPTQModifier({groups}{order})"
+    recipe = f"GPTQModifier({groups})"
     if variant.method == "awq":
         modifiers = [
             "from llmcompressor.modifiers.quantization import QuantizationModifier",

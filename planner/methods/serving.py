@@ -11,6 +11,7 @@ from planner.runtimes import exports, snippets
 from planner.runtimes.commands import command
 from planner.runtimes.service import Service
 
+
 def weights_id(model: ModelSpec) -> str:
     """What a loader is given for the unquantized weights: a directory or a hub id."""
     return model.source.hub_id or model.source.location

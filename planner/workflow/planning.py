@@ -123,7 +123,13 @@ def best_executable(answer: Recommendation) -> Candidate | None:
     if answer.decision.chosen is None:
         return None
     ranked = (answer.decision.chosen, *answer.decision.alternatives)
-    return next((c for c in ranked if methods.row(c.variant.method).executable), None)
+    return next((c for c in ranked if _is_made(c.variant)), None)
+
+
+def _is_made(variant: Variant) -> bool:
+    """Whether ``apply`` carries it out: llama.cpp makes all of GGUF, and of the rest what a quantizer makes."""
+    made = variant.method == "gguf" or quantizers.way_of(variant) is not None
+    return methods.row(variant.method).executable and made
 
 
 def _nothing(answer: Recommendation) -> DoesNotFit:
@@ -150,9 +156,9 @@ def _check_makeable(model: ModelSpec, candidate: Candidate) -> None:
             hint="`qplan verify` measures it, and `qplan recommend` says how to run it; plan from the 16-bit model",
             code="already-quantized",
         )
-    if not methods.row(candidate.variant.method).executable:
+    if not _is_made(candidate.variant):
         raise UsageError(
-            f"this version of qplan recommends {candidate.variant.method} but cannot carry it out",
+            f"this version of qplan knows {candidate.variant.label()} but cannot carry it out",
             hint="add `--methods gguf` for a plan that applies, or use the commands of `qplan recommend`",
             code="not-executable",
         )
