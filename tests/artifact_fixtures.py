@@ -26,6 +26,7 @@ from planner.workflow.recommend import recommend
 THREADS = 2
 SAMPLES, SAMPLE_TOKENS = 8, 256
 """Enough to quantize a model of 6 million weights with, and quick."""
+UNASKED = Quantizing()
 SHARED_HOME = "QPLAN_TEST_ENVIRONMENTS"
 """A folder that keeps the environments from one run of the tests to the next."""
 
@@ -86,7 +87,7 @@ class Made:
         return found
 
 
-def plan_for(model: str, method: str, type_: str, wish: Quantizing = Quantizing(), *, gpu: bool = False) -> Plan:
+def plan_for(model: str, method: str, type_: str, wish: Quantizing = UNASKED, *, gpu: bool = False) -> Plan:
     """A plan for the CPU, or the GPU, whatever ranks first."""
     workload = Workload(
         context=512, methods=(method,), types=(type_,), threads=THREADS, cpu_only=not gpu, quantizing=wish

@@ -1,4 +1,4 @@
-"""The doing half of bitsandbytes: the checkpoint is quantized as it is loaded, and saved so. Only in a child process."""
+"""The doing half of bitsandbytes: a checkpoint is quantized as it is loaded, and saved so. Only in a child process."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def work(job: Job, progress: Progress) -> dict[str, Any]:
     tokenizer = torch_run.tokenizer(source)
     chosen = samples(job, tokenizer)
     half = torch_run.half_of(source)
-    # a CPU multiplies 16-bit floats six times slower than float32, which holds both kinds; AWQ's kernel takes no float32
+    # a CPU multiplies 16-bit floats six times slower than float32, which holds both kinds; AWQ's takes only those
     dtype = "float32" if on == "cpu" and job.step.method == "gptq" else half
     with directory_run.atomic_directory(Path(job.output)) as folder:
         model = _quantized(job, folder, on, dtype, chosen.chunks, tokenizer, progress)

@@ -61,7 +61,8 @@ def _gptqmodel(model: ModelSpec, variant: Variant) -> list[str]:
         f"config = QuantizeConfig(method={variant.method!r}, bits={_bits(variant)}, group_size={variant.group_size}, "
         f"sym={variant.symmetric}, {own})",
         f"model = GPTQModel.load({weights_id(model)!r}, config)",
-        f'model.quantize([{{"input_ids": c, "attention_mask": [1] * len(c)}} for c in chunks[:{SAMPLES}]], batch_size=1)',
+        f'samples = [{{"input_ids": c, "attention_mask": [1] * len(c)}} for c in chunks[:{SAMPLES}]]',
+        "model.quantize(samples, batch_size=1)",
         f"model.save({artifact_name(model, variant)!r})",
     ]
 

@@ -24,7 +24,7 @@ _MACHINE_KEYS = ("offload_to_disk", "offload_to_disk_path")
 
 
 def prepare_process(job: Job) -> None:
-    """Set what the libraries read when they are imported: threads, the GPU if the plan uses it, that nothing is fetched.
+    """Set what the libraries read when they are imported: threads, whether there is a GPU, that nothing is fetched.
 
     On shared cores, OpenMP threads that wait busily made a forward pass ten times slower (2 cores, 2026-11-23).
     """
