@@ -12,6 +12,7 @@ from planner.methods.samples import samples
 from planner.methods.torch_run import Progress
 
 
+@torch_run.away
 def work(job: Job, progress: Progress) -> dict[str, Any]:
     """Quantize a checkpoint with the step's calibration text.
 

@@ -13,6 +13,7 @@ LOADED_SHARE = 0.8
 """Of the step's work, for want of a count: loading, in which it quantizes, takes longer than saving."""
 
 
+@torch_run.away
 def work(job: Job, progress: Progress) -> dict[str, Any]:
     """Quantize a checkpoint to NF4, FP4 or INT8.
 

@@ -15,6 +15,7 @@ _OFFLOADED = ".offloaded"
 """Layers that are done, inside the unfinished folder: the memory holds one at a time."""
 
 
+@torch_run.away
 def work(job: Job, progress: Progress) -> dict[str, Any]:
     """Quantize a checkpoint with the step's calibration text.
 

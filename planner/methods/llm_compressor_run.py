@@ -14,6 +14,7 @@ from planner.methods.torch_run import Progress
 _KEPT = ["lm_head"]
 
 
+@torch_run.away
 def work(job: Job, progress: Progress) -> dict[str, Any]:
     """Quantize a checkpoint; with the step's calibration text unless it becomes FP8.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from planner.formats.safetensors import StoredTensor, open_checkpoint
 from planner.methods import directory_run, quantizers
 
 Progress = Callable[[float, float], None]
+Work = Callable[[Job, Progress], dict[str, Any]]
 _HALVES = {"BF16": "bfloat16", "F16": "float16"}
 _MACHINE_KEYS = ("offload_to_disk", "offload_to_disk_path")
 """What GPTQModel notes of the folder that it worked in: nothing that an artifact should tell."""
@@ -35,6 +39,23 @@ def prepare_process(job: Job) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def away(work: Work) -> Work:
+    """``work`` in a working directory of its own: quantizers leave logs in the one that they are started in."""
+
+    @functools.wraps(work)
+    def moved(job: Job, progress: Progress) -> dict[str, Any]:
+        before = Path.cwd()
+        paths = replace(job, source=str(Path(job.source).absolute()), output=str(Path(job.output).absolute()))
+        with tempfile.TemporaryDirectory(prefix="qplan-") as folder:
+            os.chdir(folder)
+            try:
+                return work(paths, progress)
+            finally:
+                os.chdir(before)
+
+    return moved
 
 
 def settings(job: Job) -> Settings:
