@@ -186,7 +186,7 @@ def _taken(way: Way) -> str:
     parts = [f"types {', '.join(way.types)}"]
     parts += [f"groups {', '.join(map(str, way.group_sizes))}"] if way.group_sizes else []
     if way.method in ("awq", "gptq"):
-        words = {(True,): "symmetric", (False,): "with zero points"}
+        words: dict[tuple[bool, ...], str] = {(True,): "symmetric", (False,): "with zero points"}
         parts.append(words.get(way.symmetric, "symmetric or with zero points"))
     parts += ["act-order or none"] if way.act_order == (True, False) else []
     parts += [f"compute dtypes {', '.join(way.compute_dtypes)}"] if way.compute_dtypes else []
