@@ -58,10 +58,15 @@ class Heard:
     def __init__(self) -> None:
         self.progress: list[tuple[float, ...]] = []
         self.finished_steps: list[tuple[str, bool]] = []
+        self.notes: list[str] = []
 
     def started(self, step: Step) -> process.Progress:
         """A step begins."""
         return lambda *parts: self.progress.append(parts)
+
+    def told(self, text: str) -> None:
+        """What an interrupted run left."""
+        self.notes.append(text)
 
     def finished(self, step: Step, receipt: receipts.Receipt, *, reused: bool) -> None:
         """A step is done."""

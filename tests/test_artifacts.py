@@ -203,6 +203,7 @@ def test_killed_and_started_again(make: Callable[[str], Made], tmp_path: Path, h
     again = carry_out(made.plan, output, data_path("demo/model"))
     assert again.receipt.sha256 == made.receipt.sha256
     assert any("begins anew" in note for note in again.receipt.notes) == (how == signal.SIGKILL)
+    assert again.heard.notes == [note for note in again.receipt.notes if "begins anew" in note]
     assert not partial.exists()
 
 

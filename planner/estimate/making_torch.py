@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planner.convert.rows import BLOCK_BYTES
 from planner.core.candidate import Variant
 from planner.core.estimates import FORMULA, PUBLISHED, Prediction
 from planner.core.model import ModelSpec
 from planner.core.plan import Step
 from planner.core.units import GIB, MIB
+from planner.estimate.making_gguf import CONVERT_BLOCK_BYTES
 from planner.estimate.making_rates import (
     DISK_BYTES_PER_SECOND,
     SOURCE,
@@ -53,7 +53,7 @@ def quantizing(model: ModelSpec, variant: Variant, step: Step, site: Site) -> St
     size = get(variant.method).size(model, variant).file_bytes
     step = replace(step, predicted_bytes=size, predicted_scratch_bytes=0)
     if variant.method == "none" and variant.type != "fp8":
-        block = min(BLOCK_BYTES, 2 * max(tensor.element_count for tensor in model.tensors))
+        block = min(CONVERT_BLOCK_BYTES, 2 * max(tensor.element_count for tensor in model.tensors))
         held = _RECAST_BASE_BYTES + 4.0 * block
         return _with_memory(_recasting(model, step, size), step_memory(held, 1.5 * held, "blocks of the converter"))
     if variant.method == "none":

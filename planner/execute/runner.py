@@ -30,6 +30,9 @@ class Observer(Protocol):
     def started(self, step: Step) -> Progress:
         """A step begins; the returned function gets its progress."""
 
+    def told(self, text: str) -> None:
+        """Something that a person should know before the next step begins."""
+
     def finished(self, step: Step, receipt: receipts.Receipt, *, reused: bool) -> None:
         """A step is done, or was done before."""
 
@@ -100,6 +103,8 @@ def run_steps(
     for step in plan.making_steps():
         if step in steps:
             receipts.begin(place.output, step)
+            if found := left_behind(place.path(plan, step.name)):
+                observer.told(found)
             receipt = _run_step(plan, step, place, keys[step.name], observer.started(step))
             receipts.write(place.output, receipt)
             observer.finished(step, receipt, reused=False)
@@ -180,7 +185,7 @@ def left_behind(output: Path) -> str | None:
         return None
     if keeps_progress(output):
         return f"{output.name} was interrupted: it goes on from what is done"
-    return f"{output.name} was interrupted: it begins anew, as its quantizer cannot go on from a part"
+    return f"{output.name} was interrupted: it begins anew"
 
 
 def _left_before(output: Path) -> tuple[str, ...]:
