@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     metavar="FILE|DIR|hub:ORG/NAME",
     help="Text to calibrate with, or a dataset, hub:ORG/NAME[@REVISION][:SPLIT[:COLUMN]]; default: qplan's own.",
 )
-@click.option("--calibration-chunks", type=click.IntRange(1), help="512-token chunks of it to use; default: 128.")
+@click.option("--calibration-chunks", type=click.IntRange(1), help="Chunks of it to use; default: 128.")
+@click.option("--calibration-tokens", type=click.IntRange(8), help="AWQ, GPTQ: tokens of a chunk; default: 512.")
 @click.option(
     "--probes", type=click.IntRange(1), help="Parts of the model to probe for a mixture; default: 10 minutes'."
 )
@@ -102,6 +103,7 @@ def _made(answer: Recommendation, wishes: dict[str, Any]) -> Plan:
     measuring = Measuring(
         calibration=existing(text) if text else matrix,
         chunks=wishes["calibration_chunks"],
+        chunk_tokens=wishes["calibration_tokens"],
         seed=wishes["seed"],
         probes=wishes["probes"],
         target_bytes=target,

@@ -31,9 +31,25 @@ class CalibrationSource:
     sha256: str
     size_bytes: int
     chunks: int | None = None
-    """Chunks of 512 tokens that are used; ``None``: all."""
+    """Chunks that are used; ``None``: all."""
+    chunk_tokens: int = 512
     seed: int = 0
     """Draws the chunks where not all are used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a step makes the layers of a safetensors artifact, beside its type and group size."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    quantizer: str
+    """A name in ``data/quantizers.toml``, which tells the environment that it runs in."""
+    format: str
+    symmetric: bool = True
+    act_order: bool = False
+    double_quantization: bool = False
+    compute_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +69,8 @@ class Step:
     output: str | None = None
     type: str | None = None
     group_size: int | None = None
+    settings: Settings | None = None
+    """Of a step that makes a safetensors artifact."""
     imatrix: str | None = None
     """Name of the step that makes the importance matrix."""
     calibration: CalibrationSource | None = None

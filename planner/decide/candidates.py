@@ -16,7 +16,7 @@ from planner.estimate import estimate, kv_cache
 from planner.estimate.memory import memory
 from planner.estimate.offload import best_offload, split_that_holds
 from planner.estimate.placement import shortage
-from planner.methods import gguf
+from planner.methods import gguf, wishes
 
 Found = Candidate | Rejection
 
@@ -64,7 +64,7 @@ def restricted(hardware: HardwareProfile, workload: Workload) -> HardwareProfile
 def wanted_variants(model: ModelSpec, workload: Workload) -> Iterator[Variant]:
     """Variants of the methods and types that the workload allows."""
     for name in workload.methods or methods.names():
-        for variant in methods.get(name).variants(model):
+        for variant in wishes.variants(name, model, workload):
             if workload.types is None or variant.type.lower() in {t.lower() for t in workload.types}:
                 yield _with_imatrix(model, variant, workload.imatrix)
 

@@ -302,6 +302,8 @@ def _weight_reasons(row: Kernel, variant: Variant, tensor_parallel: int) -> list
         reasons.append(f"{variant.type} is none of its types ({', '.join(row.types)})")
     if row.group_sizes and variant.group_size is not None and variant.group_size not in row.group_sizes:
         reasons.append(f"group size {variant.group_size} is none of {', '.join(map(str, row.group_sizes))}")
+    if variant.method == "gptq" and row.symmetric and not variant.symmetric:
+        reasons.append("the weights have zero points")
     if variant.act_order and not row.act_order:
         reasons.append("the weights are in activation order")
     if variant.act_order and tensor_parallel > 1 and not row.act_order_sharded:

@@ -170,9 +170,10 @@ def check_types(model: ModelSpec, workload: Workload) -> None:
         UsageError: with the known types.
     """
     from planner import methods
+    from planner.methods import wishes
 
     wanted = workload.methods or methods.names()
-    known = [variant.type for name in wanted for variant in methods.get(name).variants(model)]
+    known = [type_ for name in wanted for type_ in wishes.types(name, model, workload)]
     for asked in workload.types or ():
         if asked.lower() not in {type_.lower() for type_ in known}:
             raise UsageError(
