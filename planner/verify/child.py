@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from planner.core.codec import decode
 from planner.core.errors import InputError
@@ -37,24 +37,27 @@ def _tool_version(model: Path) -> str:
         from planner.verify import native
 
         return native.tool_version()
-    from importlib.metadata import version
+    from planner.verify import torch_engine
 
-    return f"transformers {version('transformers')}"
+    return torch_engine.tool_version(model)
 
 
 def _speed(request: TrialRequest, progress: Progress) -> SpeedTrial:
+    path = Path(request.model_path)
+    asked: dict[str, Any] = {
+        "repetitions": request.repetitions,
+        "decode_tokens": request.decode_tokens,
+        "budget_seconds": request.budget_seconds,
+        "threads": request.placement.threads or default_threads(),
+        "progress": progress,
+    }
+    if path.is_dir():
+        from planner.verify import torch_speed
+
+        return torch_speed.measure_speed(path, request.placement, **asked)
     from planner.verify.speed import measure_speed
 
-    return measure_speed(
-        Path(request.model_path),
-        request.placement,
-        repetitions=request.repetitions,
-        decode_tokens=request.decode_tokens,
-        budget_seconds=request.budget_seconds,
-        threads=request.placement.threads or default_threads(),
-        repack=request.repack,
-        progress=progress,
-    )
+    return measure_speed(path, request.placement, repack=request.repack, **asked)
 
 
 def _quality(request: TrialRequest, progress: Progress) -> tuple[QualityTrial, tuple[str, ...]]:

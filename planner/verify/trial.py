@@ -57,6 +57,8 @@ class Samples:
     seconds_per_sample: tuple[float, ...]
     cpu_seconds: float = 0.0
     """CPU time of all threads over all samples; below threads × seconds, others had the cores."""
+    others_share: float | None = None
+    """Share of all cores' time that other programs had meanwhile; ``None`` where the system does not tell."""
 
     @property
     def median(self) -> float:
@@ -126,6 +128,7 @@ class SpeedTrial:
     flash_attention: bool
     repack: bool
     """False: measured with llama.cpp's CPU-specific layouts off, as they crashed here."""
+    runtime: str = "llama.cpp"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
