@@ -54,7 +54,7 @@ def _speed(request: TrialRequest, progress: Progress) -> SpeedTrial:
     if path.is_dir():
         from planner.verify import torch_speed
 
-        return torch_speed.measure_speed(path, request.placement, **asked)
+        return torch_speed.measure_speed(path, request.placement, dtype=_dtype(request), **asked)
     from planner.verify.speed import measure_speed
 
     return measure_speed(path, request.placement, repack=request.repack, **asked)
@@ -90,11 +90,17 @@ def _quality_against(request: TrialRequest, reference: Path | None, progress: Pr
         max_chunks=request.max_chunks,
         threads=request.placement.threads or default_threads(),
         offload=native.Offload.of(request.placement),
+        dtype=_dtype(request),
         like_llama_cpp=request.like_llama_cpp,
         budget_seconds=request.budget_seconds,
         repack=request.repack,
         progress=progress,
     )
+
+
+def _dtype(request: TrialRequest) -> str:
+    """What transformers computes the artifact in; ``auto`` leaves it to the checkpoint."""
+    return dict(request.options).get("dtype", "auto")
 
 
 def read_text(path: Path) -> str:

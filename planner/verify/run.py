@@ -11,7 +11,7 @@ from pathlib import Path
 
 from planner.core.codec import decode
 from planner.execute.process import ChildDied, run_child
-from planner.runtimes.service import visible_gpus
+from planner.runtimes.service import UNCOMPILED, visible_gpus
 from planner.verify.trial import TrialRequest, TrialResult
 
 Progress = Callable[[str, float], None]
@@ -69,7 +69,6 @@ _TORCH = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARAL
 def _attempt(
     request: TrialRequest, progress: Progress | None, timeout_seconds: float | None, python: Path | None
 ) -> TrialResult:
-    by_torch = Path(request.model_path).is_dir()
     with tempfile.TemporaryDirectory(prefix="qplan-") as folder:
         answer = run_child(
             "planner.verify.child",
@@ -77,7 +76,15 @@ def _attempt(
             what=f"measuring {request.kind}",
             log=Path(folder) / "log",
             progress=progress,
-            environment=visible_gpus(request.placement, os.environ) | (_TORCH if by_torch else {}),
+            environment=_environment(request),
             timeout_seconds=timeout_seconds or _STARTUP_SECONDS + _TIMES_BUDGET * request.budget_seconds,
         )
     return decode(TrialResult, answer, what="the measuring process's answer")
+
+
+def _environment(request: TrialRequest) -> dict[str, str]:
+    """Variables for the child: which GPUs it sees, and how torch works on a CPU."""
+    seen = visible_gpus(request.placement, os.environ)
+    if not Path(request.model_path).is_dir():
+        return seen
+    return seen | _TORCH | (UNCOMPILED if request.placement.gpu_layers == 0 else {})

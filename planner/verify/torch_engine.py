@@ -61,14 +61,15 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    path: Path, *, on_gpu: bool, threads: int, progress: Callable[[str, float], None], as_served: bool = False
+    path: Path, *, on_gpu: bool, threads: int, progress: Callable[[str, float], None], dtype: str | None = None
 ) -> Checkpoint:
     """Load a checkpoint directory; only safetensors, and no code from it is run.
 
     Args:
         on_gpu: all of it on the first GPU.
         threads: of torch, for what runs on the CPU.
-        as_served: 16-bit weights stay so on a CPU too, as ``transformers serve`` keeps them.
+        dtype: what it is computed in: a type of torch, or ``auto`` for the checkpoint's own. ``None``: exactly, so in
+            float32 on a CPU where the weights are not quantized, else ``auto``.
 
     Raises:
         MissingDependency: torch, transformers or what the checkpoint's quantization needs is not installed.
@@ -82,13 +83,15 @@ def open_checkpoint(
     cuda = _cuda(torch) if on_gpu else False
     try:
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        exact = getattr(config, "quantization_config", None) is None and not cuda and not as_served
+        if dtype is None:
+            exact = getattr(config, "quantization_config", None) is None and not cuda
+            dtype = "float32" if exact else "auto"
         model = transformers.AutoModelForCausalLM.from_pretrained(
             path,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-            dtype=torch.float32 if exact else "auto",
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             device_map="cuda" if cuda else None,
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)

@@ -107,6 +107,7 @@ def measure_speed(
     decode_tokens: int = 32,
     budget_seconds: float = 120.0,
     threads: int,
+    dtype: str = "auto",
     progress: Progress,
 ) -> SpeedTrial:
     """Load, warm up, prefill ``placement.prompt_tokens`` from an empty cache, decode at ``placement.depth``; repeat.
@@ -126,7 +127,7 @@ def measure_speed(
     on_gpu = placement.gpu_layers > 0
     gpus = GpuMemory(wanted=on_gpu)
     began = time.perf_counter()
-    checkpoint = open_checkpoint(folder, on_gpu=on_gpu, threads=threads, progress=progress, as_served=True)
+    checkpoint = open_checkpoint(folder, on_gpu=on_gpu, threads=threads, progress=progress, dtype=dtype)
     load_seconds = time.perf_counter() - began
     gpus.look()
     run = _Run(checkpoint, _tokens(placement.context, checkpoint))

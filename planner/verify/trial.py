@@ -42,6 +42,8 @@ class TrialRequest:
     max_chunks: int | None = None
     repack: bool = True
     """Let llama.cpp hold weights in its CPU-specific layouts (AMX, CPU_REPACK), its default."""
+    options: tuple[tuple[str, str], ...] = ()
+    """What transformers is told to run a checkpoint, as ``(("dtype", "bfloat16"),)``; else what the checkpoint says."""
     like_llama_cpp: bool = False
     """Round the reference as the file of ``llama-perplexity --kl-divergence-base`` does."""
 

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner.core.candidate import Candidate
+from planner.core.candidate import Candidate, Variant
 from planner.core.codec import encode, write_atomically
 from planner.core.errors import ExecutionFailed, InputError, QplanError
 from planner.core.estimates import Prediction
@@ -42,6 +42,11 @@ def context_of(plan: Plan, model: ModelSpec, here: HardwareProfile) -> dict[str,
         "speed_by_depth": _speed_by_depth(plan, model, here, calibration),
         "commands": methods.get(plan.variant.method).commands(model, chosen),
     }
+
+
+def identity_of(model: ModelSpec, variant: Variant) -> dict[str, Any]:
+    """What a report says was measured: the model, and the variant with the runtime that really ran it."""
+    return {"model": model.name, "variant": encode(variant)}
 
 
 def _candidates(
