@@ -84,7 +84,9 @@ def extra_bytes(model: ModelSpec, variant: Variant, hardware: HardwareProfile) -
     row = kernel_row(found.id) if found else None
     at_once, all_ = _linear_weights(model)
     if row is None:
-        return Extra(value=common_["library_bytes"], low=common_["library_low_bytes"], high=common_["library_high_bytes"])
+        return Extra(
+            value=common_["library_bytes"], low=common_["library_low_bytes"], high=common_["library_high_bytes"]
+        )
     mapped = row.mapped_high_bytes_per_weight * all_
     return Extra(
         value=common_["library_bytes"] + row.working_bytes_per_weight * at_once,

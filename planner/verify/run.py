@@ -77,6 +77,7 @@ def _attempt(
             log=Path(folder) / "log",
             progress=progress,
             environment=_environment(request),
+            python=python,
             timeout_seconds=timeout_seconds or _STARTUP_SECONDS + _TIMES_BUDGET * request.budget_seconds,
         )
     return decode(TrialResult, answer, what="the measuring process's answer")

@@ -7,6 +7,8 @@ Quantized ones are computed in the type that the checkpoint names.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,14 +88,8 @@ def open_checkpoint(
         if dtype is None:
             exact = getattr(config, "quantization_config", None) is None and not cuda
             dtype = "float32" if exact else "auto"
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            path,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            device_map="cuda" if cuda else None,
-        )
+        kind = dtype if dtype == "auto" else getattr(torch, dtype)
+        model = _model(path, kind, "cuda" if cuda else None)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except ImportError as error:
         raise MissingDependency(
@@ -113,6 +109,26 @@ def open_checkpoint(
     text_config = config.get_text_config()
     context = int(getattr(text_config, "max_position_embeddings", None) or _UNLIMITED)
     return Checkpoint(model, tokenizer, int(text_config.vocab_size), context)
+
+
+def _model(path: Path, dtype: Any, device: str | None) -> Any:
+    """The model by transformers' own quantizers, by GPTQModel itself where transformers would need optimum for it."""
+    if _method(path) == "gptq" and importlib.util.find_spec("optimum") is None:
+        from gptqmodel import GPTQModel
+
+        return GPTQModel.load(
+            str(path), device=device or "cpu", dtype=dtype, trust_remote_code=False, local_files_only=True
+        ).model
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        path,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype=dtype,
+        device_map=device,
+    )
 
 
 def _cuda(torch: Any) -> bool:
@@ -146,8 +162,6 @@ def import_backend(path: Path) -> None:
     Raises:
         MissingDependency: a package is not installed.
     """
-    import importlib
-
     _libraries()
     for package in backend_packages(path):
         try:
