@@ -94,7 +94,7 @@ def _bits(quantization: dict[str, Any]) -> int | None:
     stated = quantization.get("bits")
     if stated is None:
         groups = quantization.get("config_groups") or {}
-        first = next(iter(groups.values()), {}) if isinstance(groups, dict) else {}
+        first: Any = next(iter(groups.values()), {}) if isinstance(groups, dict) else {}
         stated = (first.get("weights") or {}).get("num_bits") if isinstance(first, dict) else None
     return stated if isinstance(stated, int) and 0 < stated <= 32 else None
 

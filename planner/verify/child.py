@@ -54,7 +54,7 @@ def _speed(request: TrialRequest, progress: Progress) -> SpeedTrial:
     if path.is_dir():
         from planner.verify import torch_speed
 
-        return torch_speed.measure_speed(path, request.placement, dtype=_dtype(request), **asked)
+        return torch_speed.measure_speed(path, request.placement, dtype=_dtype(request) or "auto", **asked)
     from planner.verify.speed import measure_speed
 
     return measure_speed(path, request.placement, repack=request.repack, **asked)
@@ -98,9 +98,9 @@ def _quality_against(request: TrialRequest, reference: Path | None, progress: Pr
     )
 
 
-def _dtype(request: TrialRequest) -> str:
-    """What transformers computes the artifact in; ``auto`` leaves it to the checkpoint."""
-    return dict(request.options).get("dtype", "auto")
+def _dtype(request: TrialRequest) -> str | None:
+    """What transformers is told to compute the artifact in."""
+    return dict(request.options).get("dtype")
 
 
 def read_text(path: Path) -> str:

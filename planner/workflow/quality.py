@@ -93,9 +93,9 @@ def measure(artifact: Path, options: QualityOptions, progress: Callable[[str, fl
         budget_seconds=options.budget_seconds,
     )
     variant, notes = _variant_of(artifact)
-    if variant is not None and artifact.is_dir():
+    if variant is not None and artifact.is_dir() and variant.method != "none":
         request = replace(request, options=kernel_options(variant, here, on_gpu=options.gpu_layers > 0))
-    trial = run_trial(request, progress=progress, python=python_of(artifact, variant))
+    trial = run_trial(request, progress=progress, python=python_of(artifact, variant, reference))
     tasks = _tasks(artifact, options, progress) if options.tasks else None
     kept: tuple[Measurement, ...] = ()
     predicted: dict[str, Any] = {}

@@ -215,7 +215,7 @@ def measure(
         expectations=subject.expectations,
         progress=progress,
         budget_seconds=budget_seconds,
-        python=python_of(artifact, variant),
+        python=python_of(artifact, variant, reference),
         options=kernel_options(variant, here, on_gpu=placement.gpu_layers > 0),
     )
     return dataclasses.replace(result, notes=(*subject.notes, *result.notes, *remember(result.measurements)))
@@ -233,13 +233,13 @@ _ENVIRONMENTS = {"awq": "gptqmodel", "gptq": "gptqmodel", "bitsandbytes": "bitsa
 """The environment that runs the checkpoints of a method (``data/environments.toml``)."""
 
 
-def python_of(artifact: Path, variant: Variant | None) -> Path | None:
-    """The interpreter that has what runs an artifact; ``None``: this one, of which a GGUF file needs nothing more.
+def python_of(artifact: Path, variant: Variant | None, reference: Path | None) -> Path | None:
+    """The interpreter that has what runs an artifact; ``None``: this one, which llama.cpp runs in.
 
     Raises:
         MissingDependency: the environment is not installed.
     """
-    if not artifact.is_dir():
+    if not artifact.is_dir() or (reference is not None and not reference.is_dir()):
         return None
     from planner.execute.environments import python_for
 
@@ -247,8 +247,9 @@ def python_of(artifact: Path, variant: Variant | None) -> Path | None:
     try:
         return python_for(name)
     except MissingDependency:
-        if importlib.util.find_spec("transformers") and importlib.util.find_spec("torch"):
-            return None  # versions that nobody tried: what they lack, they will say
+        here = all(importlib.util.find_spec(package) for package in ("transformers", "torch"))
+        if here and (variant is None or variant.method == "none"):
+            return None  # a checkpoint that is not quantized asks for nothing else
         raise
 
 
