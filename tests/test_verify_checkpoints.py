@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import struct
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -302,3 +304,57 @@ def test_a_gpu_tells_what_a_checkpoint_takes_of_it(tmp_path: Path, demo_checkpoi
     assert 0.9 * weights < allocated <= reserved
     assert max(device.used_bytes for device in found.memory.devices) >= reserved
     assert found.prefill.median > found.decode.median > 0
+
+
+class _Clock:
+    """A vLLM whose time is arithmetic: 1 ms for each token of a prompt, 20 ms for each generated one."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.opened: dict[str, Any] = {}
+
+    def module(self) -> types.ModuleType:
+        clock, made = self, types.ModuleType("vllm")
+
+        class LLM:
+            def __init__(self, **arguments: Any) -> None:
+                clock.opened = arguments
+
+            def get_tokenizer(self) -> types.SimpleNamespace:
+                return types.SimpleNamespace(vocab_size=2048)
+
+            def generate(self, prompts: list[dict[str, list[int]]], how: dict[str, Any], use_tqdm: bool) -> None:
+                clock.now += 0.001 * len(prompts[0]["prompt_token_ids"]) + 0.02 * how["max_tokens"]
+
+        made.LLM, made.SamplingParams = LLM, dict  # type: ignore[attr-defined]
+        return made
+
+
+def test_vllm_is_timed_by_what_a_longer_answer_takes_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from planner.verify import vllm_speed
+
+    clock = _Clock()
+    monkeypatch.setitem(sys.modules, "vllm", clock.module())
+    monkeypatch.setattr("time.perf_counter", lambda: clock.now)
+    place = Placement(context=1024, prompt_tokens=480, depth=300, sequences=2, gpu_layers=7, gpu_count=1)
+    found = vllm_speed.measure_speed(
+        tmp_path, place, threads=2, cache_bytes=1000, budget_seconds=60, progress=lambda *_: None
+    )
+    assert found.runtime == "vllm" and found.decode.median == pytest.approx(50)
+    assert found.prefill.median == pytest.approx(480 / 0.5)  # the one token at the end of a prompt is part of it
+    assert clock.opened["max_model_len"] == 1024 and clock.opened["max_num_seqs"] == 2
+    assert clock.opened["kv_cache_memory_bytes"] == 1050 and not clock.opened["enable_prefix_caching"]
+
+
+def test_vllm_measures_only_where_it_is_installed_and_a_cuda_gpu_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    from planner.methods import awq
+    from planner.workflow.survey import survey
+
+    variant = awq.variant("4bit")
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert verifying.runnable(variant, survey("rtx-4090")).runtime == "transformers"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert verifying.runnable(variant, survey("rtx-4090")).runtime == "vllm"
+    assert verifying.runnable(variant, survey("rx-7900-xtx")).runtime == "transformers"
+    assert verifying.runnable(variant, None).runtime == "transformers"

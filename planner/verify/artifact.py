@@ -27,7 +27,7 @@ from planner.verify.crowding import busy_notes, crowded
 from planner.verify.learned import Subject, measurements
 from planner.verify.reference import NO_ROOM
 from planner.verify.run import Progress, run_trial
-from planner.verify.trial import QUALITY, SPEED, QualityTrial, SpeedTrial, TrialRequest, TrialResult
+from planner.verify.trial import QUALITY, SPEED, VLLM, QualityTrial, SpeedTrial, TrialRequest, TrialResult
 from planner.verify.verdicts import Measured, Verdict, all_ok, verdicts
 
 HELD_OUT = "demo/heldout.txt"
@@ -73,6 +73,7 @@ def verify_artifact(
     max_chunks: int | None = None,
     python: Path | None = None,
     options: tuple[tuple[str, str], ...] = (),
+    speed_python: Path | None = None,
 ) -> VerificationResult:
     """File bytes, peak memory, prefill, decode and, against a 16-bit reference, perplexity ratio and KL divergence.
 
@@ -89,7 +90,9 @@ def verify_artifact(
         text: held-out text in UTF-8; ``None`` takes the one that comes with qplan.
         budget_seconds: wall time to stay near.
         python: interpreter of the environment that has the artifact's runtime; ``None``: this one.
-        options: what that runtime must be told, as ``(("dtype", "bfloat16"),)``.
+        options: what that runtime must be told, as ``(("dtype", "bfloat16"),)``; with the runtime vLLM, transformers
+            measures the quality.
+        speed_python: the interpreter for speed and memory where that is another one.
 
     Raises:
         InputError: the artifact is missing or is no model; ``text`` was given and is too short or unreadable.
@@ -106,7 +109,7 @@ def verify_artifact(
         budget_seconds=budget_seconds * share,
         options=options,
     )
-    speed_trial = _speed(ask, progress, notes, python)
+    speed_trial = _speed(ask, progress, notes, speed_python or python)
     speed = speed_trial.speed if speed_trial else None
     quality_ask = _quality_request(ask, speed, budget_seconds * _QUALITY_SHARE, max_chunks, keep_reference)
     quality_trial = _quality(quality_ask, reference, text, hardware, progress, notes, python)
@@ -225,6 +228,8 @@ def _quality(
         notes.append(f"quality was not measured: {error.what} ({error.numbers})")
         return None
     notes.extend(result.notes)
+    if dict(request.options).get("runtime") == VLLM:
+        notes.append(f"quality is of the weights, by {result.tool_version}")
     quality = result.quality
     if quality and quality.chunk_count < quality.chunk_available_count:
         notes.append(f"quality is of {quality.chunk_count} of {quality.chunk_available_count} chunks of the text")

@@ -10,7 +10,7 @@ from planner.core.codec import decode
 from planner.core.errors import InputError
 from planner.core.hardware import usable_core_count
 from planner.execute.process import serve
-from planner.verify.trial import QUALITY, SPEED, QualityTrial, SpeedTrial, TrialRequest, TrialResult
+from planner.verify.trial import QUALITY, SPEED, VLLM, QualityTrial, SpeedTrial, TrialRequest, TrialResult
 
 if TYPE_CHECKING:
     from planner.verify.native import Progress
@@ -28,15 +28,20 @@ def work(asked: object, progress: Progress) -> TrialResult:
         quality, notes = _quality(request, progress)
     else:
         raise InputError(f"{request.kind!r} is no kind of trial", hint=f"{SPEED} or {QUALITY}")
-    tool = _tool_version(Path(request.model_path))
+    tool = _tool_version(request)
     return TrialResult(speed=speed, quality=quality, tool_version=tool, notes=notes)
 
 
-def _tool_version(model: Path) -> str:
+def _tool_version(request: TrialRequest) -> str:
+    model = Path(request.model_path)
     if not model.is_dir():
         from planner.verify import native
 
         return native.tool_version()
+    if request.kind == SPEED and dict(request.options).get("runtime") == VLLM:
+        from importlib.metadata import version
+
+        return f"vllm {version('vllm')}"
     from planner.verify import torch_engine
 
     return torch_engine.tool_version(model)
@@ -51,6 +56,13 @@ def _speed(request: TrialRequest, progress: Progress) -> SpeedTrial:
         "threads": request.placement.threads or default_threads(),
         "progress": progress,
     }
+    options = dict(request.options)
+    if options.get("runtime") == VLLM:
+        from planner.verify import vllm_speed
+
+        cache = options.get("kv_cache_bytes")
+        asked |= {"cache_bytes": int(cache) if cache else None, "quantization": options.get("quantization")}
+        return vllm_speed.measure_speed(path, request.placement, **asked)
     if path.is_dir():
         from planner.verify import torch_speed
 

@@ -10,6 +10,8 @@ from planner.core.hardware import STRICT
 
 SPEED = "speed"
 QUALITY = "quality"
+VLLM = "vllm"
+"""The runtime in :attr:`TrialRequest.options` that speed is measured by, in place of transformers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

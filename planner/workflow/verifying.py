@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from planner.core.model import ModelSpec, shape_sha256
 from planner.core.plan import Expectation, Plan
 from planner.execute import preflight
 from planner.runtimes import kernels
+from planner.verify.trial import VLLM
 from planner.workflow import reporting
 from planner.workflow.planning import check_hardware
 from planner.workflow.survey import survey
@@ -115,7 +117,7 @@ def model_of(plan: Plan) -> ModelSpec:
 
 def planned(plan: Plan, model: ModelSpec, here: HardwareProfile) -> Subject:
     """What a plan says; where its runtime is not here, the one that stands in, with the predictions of that one."""
-    variant = runnable(plan.variant)
+    variant = runnable(plan.variant, here if plan.placement.gpu_layers else None)
     if variant == plan.variant:
         return Subject(model=model, variant=variant, placement=plan.placement, expectations=plan.expectations)
     placement = dataclasses.replace(plan.placement, tensor_parallel=1, gpu_count=min(1, plan.placement.gpu_count))
@@ -124,9 +126,18 @@ def planned(plan: Plan, model: ModelSpec, here: HardwareProfile) -> Subject:
     return Subject(model=model, variant=variant, placement=placement, expectations=expected, notes=notes)
 
 
-def runnable(variant: Variant) -> Variant:
-    """The variant under a runtime that is measured here: vLLM's files are run by transformers."""
-    return variant if variant.format == "gguf" else dataclasses.replace(variant, runtime="transformers")
+def runnable(variant: Variant, here: HardwareProfile | None = None) -> Variant:
+    """The variant under a runtime that is measured here: vLLM's files are run by transformers where there is no vLLM.
+
+    Args:
+        here: the machine whose GPU vLLM would use; ``None``: it would use none.
+    """
+    if variant.format == "gguf":
+        return variant
+    on_cuda = here is not None and any(gpu.backend == "cuda" for gpu in here.gpus)
+    if variant.runtime == VLLM and on_cuda and importlib.util.find_spec("vllm") is not None:
+        return variant
+    return dataclasses.replace(variant, runtime="transformers")
 
 
 def _note(planned_variant: Variant, variant: Variant) -> tuple[str, ...]:
@@ -216,9 +227,19 @@ def measure(
         progress=progress,
         budget_seconds=budget_seconds,
         python=python_of(artifact, variant, reference),
-        options=kernel_options(variant, here, on_gpu=placement.gpu_layers > 0),
+        options=(*kernel_options(variant, here, on_gpu=placement.gpu_layers > 0), *_vllm_options(subject)),
+        speed_python=Path(sys.executable) if variant.runtime == VLLM else None,
     )
     return dataclasses.replace(result, notes=(*subject.notes, *result.notes, *remember(result.measurements)))
+
+
+def _vllm_options(subject: Subject) -> tuple[tuple[str, str], ...]:
+    """That vLLM measures speed, with a KV cache of the planned context; empty under other runtimes."""
+    if subject.variant.runtime != VLLM:
+        return ()
+    from planner.estimate.served_memory import cache_bytes
+
+    return (("runtime", VLLM), ("kv_cache_bytes", str(cache_bytes(subject.model, subject.placement))))
 
 
 def kernel_options(variant: Variant, here: HardwareProfile, *, on_gpu: bool) -> tuple[tuple[str, str], ...]:
