@@ -358,3 +358,38 @@ def test_vllm_measures_only_where_it_is_installed_and_a_cuda_gpu_is_used(monkeyp
     assert verifying.runnable(variant, survey("rtx-4090")).runtime == "vllm"
     assert verifying.runnable(variant, survey("rx-7900-xtx")).runtime == "transformers"
     assert verifying.runnable(variant, None).runtime == "transformers"
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("method", "type_", "environment"),
+    [
+        ("none", "bf16", "bitsandbytes"),
+        ("bitsandbytes", "nf4", "bitsandbytes"),
+        ("bitsandbytes", "int8", "bitsandbytes"),
+        ("gptq", "4bit", "gptqmodel"),
+        ("awq", "4bit", "gptqmodel"),
+    ],
+)
+def test_a_plan_for_a_gpu_is_applied_and_measured_there(
+    tmp_path: Path, qplan: Qplan, method: str, type_: str, environment: str
+) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no GPU")
+    if not _has(environment, None):
+        pytest.skip(f"{environment} is not installed")
+    plan = tmp_path / "plan.json"
+    made = qplan("plan", "demo", "--methods", method, "--types", type_, "--context", "512", "-o", str(plan))
+    assert made.returncode == 0, made.stderr
+    applied = qplan("apply", str(plan), "--output", str(tmp_path), "--seconds", "60", "--json")
+    assert applied.returncode in (0, 5), applied.stderr
+    report = json.loads(applied.stdout)
+    assert {FILE_BYTES, PEAK_MEMORY, PREFILL, DECODE, PERPLEXITY_RATIO, KL_DIVERGENCE} <= set(report["measured"])
+    assert report["speed"]["gpu_layers"] > 0 and report["speed"]["memory"]["devices"]
+    assert report["variant"]["runtime"] in ("transformers", "vllm")
+    planned = json.loads(plan.read_text("utf-8"))["variant"]["runtime"]
+    told = any("predictions beside it" in note for note in report["notes"])
+    assert told == (planned != report["variant"]["runtime"])
+    assert {m["quantity"] for m in report["measurements"]} >= {DECODE, PREFILL}  # later estimates say "measured"
