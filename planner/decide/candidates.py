@@ -17,6 +17,7 @@ from planner.estimate.memory import memory
 from planner.estimate.offload import best_offload, split_that_holds
 from planner.estimate.placement import shortage
 from planner.methods import gguf, wishes
+from planner.runtimes import kernels
 
 Found = Candidate | Rejection
 
@@ -33,7 +34,8 @@ def enumerate_candidates(
         kv_cache.check_type(model, workload.kv_type)
     machine = restricted(hardware, workload)
     found: list[Found] = []
-    for variant in wanted_variants(model, workload):
+    for wanted in wanted_variants(model, workload):
+        variant = kernels.fitting(wanted, machine)
         blockers = _needs_checkpoint(model, variant) or methods.get(variant.method).blockers(model, variant, machine)
         found += blockers[:1] or [_place(model, variant, machine, workload, calibration)]
     fitting = tuple(item for item in found if isinstance(item, Candidate))
@@ -89,8 +91,9 @@ def _place(
     no_kernel: list[Rejection] = []
     for placement in placements(model, variant, hardware, workload):
         kernel = methods.get(variant.method).kernel(model, variant, placement, hardware)
-        if isinstance(kernel, Rejection):
-            no_kernel.append(kernel)
+        refused = kernel if isinstance(kernel, Rejection) else kernels.unasked(variant, kernel, workload.methods)
+        if isinstance(kernel, Rejection) or refused is not None:
+            no_kernel += filter(None, (refused,))
             continue
         used = memory(model, variant, placement, hardware)
         if shortage(used, workload.memory_margin_fraction) is None:
@@ -117,7 +120,7 @@ def placements(
         prompt_tokens=workload.prompt_tokens,
     )
     if variant.format != "gguf":
-        yield from _whole_gpu(model, base, hardware)
+        yield from _whole_gpu(model, base, hardware) if hardware.gpus else (base,)
         return
     kv_types = (workload.kv_type,) if workload.kv_type else _kv_types(model)
     if not hardware.gpus:
