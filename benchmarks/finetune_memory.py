@@ -4,7 +4,8 @@
 
 with the Python of the environment ``peft`` (`qplan methods install peft`). Each case is a child process that runs
 ``data/finetune/train.py``, the script that qplan writes, for two steps, and reads the peak of its resident set over
-what it had before the model was loaded. ``--check FILE`` prints measured beside predicted instead (with qplan's Python).
+what it had before the model was loaded.
+``tests/test_finetuning.py`` compares them with the formula.
 """
 
 from __future__ import annotations

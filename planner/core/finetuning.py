@@ -17,7 +17,7 @@ OPTIMIZERS = ("paged_adamw_8bit", "adamw_8bit", "paged_adamw_32bit", "adamw_torc
 COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
 DEVICES = ("cuda", "cpu")
 ALL_LINEAR = "all-linear"
-"""Every linear layer but the output: the only choice that matched full fine-tuning in Dettmers et al. 2023, section 4."""
+"""Every linear layer but the output: what it takes to match full fine-tuning, Dettmers et al. 2023, section 4."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

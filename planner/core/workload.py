@@ -35,6 +35,9 @@ class Quantizing:
     compute_dtype: str | None = None
 
 
+_NO_WISH = FinetuneWish()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """Context, users, limits and objective of one recommendation."""
@@ -68,7 +71,7 @@ class Workload:
     quantizing: Quantizing = Quantizing()
     imatrix: str = "auto"
     """Of GGUF types: ``auto`` where one is demanded or pays, ``on`` for all, ``off`` for none."""
-    finetuning: FinetuneWish = FinetuneWish()
+    finetuning: FinetuneWish = _NO_WISH
     """Of the objective ``finetune``."""
     memory_margin_fraction: float = 0.06
     """Share of each device's usable memory that is left free."""

@@ -24,6 +24,7 @@ from planner.core.units import format_bytes, format_count, format_seconds
 from planner.core.workload import Workload
 from planner.decide.candidates import restricted
 from planner.estimate.finetuning import estimate
+from planner.runtimes import kernels
 
 RANK = 16
 """Any rank serves where all linear layers are adapted: Dettmers et al. 2023, section 4 and appendix A (8 to 256)."""
@@ -50,6 +51,7 @@ def decide_finetuning(model: ModelSpec, hardware: HardwareProfile, workload: Wor
     """
     machine, wish = restricted(hardware, workload), workload.finetuning
     device = device_of(machine)
+    machine = machine if device == "cuda" else dataclasses.replace(machine, gpus=())
     check_wish(wish, device, model)
     choices: list[FinetuneChoice] = []
     rejected: list[Rejection] = []
@@ -102,12 +104,13 @@ def check_wish(wish: FinetuneWish, device: str, model: ModelSpec) -> None:
 
 
 def _blocked(model: ModelSpec, base: str, machine: HardwareProfile) -> Rejection | None:
-    """The row of the kernel table that forbids 4-bit weights on this device."""
+    """The row of the kernel table that forbids 4-bit weights on this device; that it predicts no speed forbids none."""
     if base != NF4:
         return None
-    method = methods.get("bitsandbytes")
-    variant = next(v for v in method.variants(model) if v.type == NF4)
-    return next(iter(method.blockers(model, variant, machine)), None)
+    variant = base_variant(model, base)
+    found = next(iter(methods.get(variant.method).blockers(model, variant, machine)), None)
+    slow = {row.id for row in kernels.kernels_of(variant.runtime, variant.method) if not row.predicted}
+    return None if found is None or found.rule in slow else found
 
 
 def base_variant(model: ModelSpec, base: str) -> Variant:

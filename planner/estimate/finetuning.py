@@ -38,6 +38,7 @@ SPREAD_ON_GPU = 1.2
 _QLORA = "Dettmers et al. 2023, section 3, https://arxiv.org/abs/2305.14314"
 _PEFT = "LoRA matrices in 32 bits (peft's autocast_adapter_dtype), Hu et al. 2021, https://arxiv.org/abs/2106.09685"
 _COUNTED = "what autograd keeps, counted with torch.autograd.graph.saved_tensors_hooks (torch 2.13, transformers 5.23)"
+_GRADIENTS = "one per weight, in its type; kept while the next micro-batch runs, where a step has several"
 _SOURCE = "sum of the terms; peaks of small models on a CPU lie within 80 % of it (tests/data/finetune_memory.csv)"
 
 
@@ -93,7 +94,7 @@ def terms(model: ModelSpec, settings: FinetuneSettings) -> tuple[MemoryTerm, ...
     found = [
         MemoryTerm(name=f"weights, {settings.base}", bytes=weights, source=_QLORA if settings.base == NF4 else "dtype"),
         MemoryTerm(name="LoRA matrices", bytes=4 * count, source=_PEFT),
-        MemoryTerm(name="their gradients", bytes=4 * count, source="one per weight, in its type"),
+        MemoryTerm(name="their gradients", bytes=4 * count * (settings.accumulation > 1), source=_GRADIENTS),
         MemoryTerm(
             name=f"optimizer, {settings.optimizer}",
             bytes=optimizer_bytes(model, settings.rank, settings.optimizer),
