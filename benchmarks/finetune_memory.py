@@ -75,14 +75,14 @@ def checkpoint(case: dict[str, Any], folder: Path) -> None:
         shutil.copy(file, folder)
 
 
-def run(case: dict[str, Any]) -> dict[str, Any]:
-    """What training ``case`` took."""
+def run(case: dict[str, Any], device: str = "cpu", dtype: str = "float32") -> dict[str, Any]:
+    """What training ``case`` took on ``cpu`` or ``cuda``."""
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         checkpoint(case, folder / "model")
         command = [
             sys.executable, str(SCRIPT), "--data", str(TEXT), "--output", str(folder / "out"), "--model",
-            str(folder / "model"), "--device", "cpu", "--compute-dtype", "float32", "--accumulation", "1", "--steps",
+            str(folder / "model"), "--device", device, "--compute-dtype", dtype, "--accumulation", "1", "--steps",
             str(STEPS), "--base", case["base"], "--rank", str(case["rank"]), "--optimizer", case["optimizer"],
             "--sequence-length", str(case["sequence_length"]), "--micro-batch", str(case["micro_batch"]),
             "--gradient-checkpointing" if case["checkpointing"] else "--no-gradient-checkpointing",
@@ -98,15 +98,17 @@ def main() -> None:
     """Print the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="cases whose name holds this")
-    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--case", metavar="JSON", help="this case instead, printed as JSON")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", default="float32")
     chosen = parser.parse_args()
     if chosen.case is not None:
-        print(json.dumps(run(json.loads(chosen.case))))
+        print(json.dumps(run({**BASE, **json.loads(chosen.case)}, chosen.device, chosen.dtype)))
         return
     wanted = [case for case in cases() if chosen.only is None or chosen.only in case["name"]]
     writer = None
     for case in wanted:
-        row = run(case)
+        row = run(case, chosen.device, chosen.dtype)
         if writer is None:
             writer = csv.DictWriter(sys.stdout, row, lineterminator="\n")
             writer.writeheader()

@@ -290,6 +290,7 @@ def main(given: list[str] | None = None, tell: Callable[..., None] | None = None
         "held_back_loss_before": before,
         "held_back_loss_after": after,
         "losses": losses,
+        "settings": {name: getattr(chosen, name) for name in SETTINGS},
         "loading_peak_bytes": loading_peak,
         "training_peak_bytes": training_peak,
     }

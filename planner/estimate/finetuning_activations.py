@@ -1,7 +1,7 @@
 """What autograd keeps of a forward pass through a decoder with LoRA matrices, in bytes.
 
 Counted with ``torch.autograd.graph.saved_tensors_hooks`` on Llama, Qwen 3 and Gemma 2 of small size (torch 2.13,
-transformers 5.23, peft 0.21, bitsandbytes 0.50.2; ``benchmarks/finetune_saved.py`` repeats it). Frozen weights need no
+transformers 5.23, peft 0.21, bitsandbytes 0.50.2; ``tests/finetune_counts.py`` repeats it). Frozen weights need no
 input of theirs to be kept; a LoRA matrix needs its own.
 """
 

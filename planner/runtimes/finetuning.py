@@ -8,7 +8,7 @@ import shlex
 from dataclasses import fields
 
 from planner.core.data import data_path
-from planner.core.finetuning import NF4, FinetuneSettings
+from planner.core.finetuning import FinetuneSettings
 
 SCRIPT = "train.py"
 _BEGIN, _END = "# begin settings\n", "# end settings\n"
@@ -42,21 +42,23 @@ def _line(line: str, values: dict[str, object]) -> str:
     return f'    "{match[1]}": {shown},{match[2] or ""}'
 
 
-def commands(model: str, adapter: str, settings: FinetuneSettings) -> dict[str, str]:
+def commands(model: str, adapter: str, *, rank: int, four_bits: bool, compute_dtype: str) -> dict[str, str]:
     """What to do with a trained adapter: load it, serve it, merge it, make a GGUF file.
 
     Args:
         model: directory or hub id of the 16-bit checkpoint.
         adapter: directory of the adapter.
-        settings: it was trained with.
+        rank: of its matrices.
+        four_bits: load the model in NF4, as it was trained.
+        compute_dtype: torch's name of the type to multiply in.
     """
     name = adapter.rstrip("/").rsplit("/", 1)[-1]
     merged = f"{name}-merged"
     return {
-        "transformers": _load(model, adapter, settings),
+        "transformers": _load(model, adapter, four_bits, compute_dtype),
         "vllm": shlex.join(
             ["vllm", "serve", model, "--enable-lora", "--lora-modules", f"{name}={adapter}", "--max-lora-rank",
-             str(_vllm_rank(settings.rank))]
+             str(_vllm_rank(rank))]
         ),
         "merge": _merge(model, adapter, merged),
         "gguf": f"{shlex.join(['qplan', 'plan', merged, '-o', 'plan.json'])} && qplan apply plan.json",
@@ -75,10 +77,10 @@ def _vllm_rank(rank: int) -> int:
     return next((known for known in _VLLM_RANKS if known >= rank), rank)
 
 
-def _load(model: str, adapter: str, settings: FinetuneSettings) -> str:
-    dtype = f"torch.{settings.compute_dtype}"
+def _load(model: str, adapter: str, four_bits: bool, compute_dtype: str) -> str:
+    dtype = f"torch.{compute_dtype}"
     extra = []
-    if settings.base == NF4:
+    if four_bits:
         extra = [
             "    quantization_config=BitsAndBytesConfig(",
             '        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,',

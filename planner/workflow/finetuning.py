@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from planner import FORMAT_VERSION, __version__
 from planner.core.candidate import Candidate, Placement
-from planner.core.codec import encode
+from planner.core.codec import encode, read_json
 from planner.core.errors import DoesNotFit, InputError, UsageError
 from planner.core.estimates import FORMULA, Prediction
-from planner.core.finetuning import NF4, FinetuneChoice, FinetuneDecision, FinetuneWish
+from planner.core.finetuning import COMPUTE_DTYPES, NF4, FinetuneChoice, FinetuneDecision, FinetuneWish
 from planner.core.measurement import FILE_BYTES, LOSS_RATIO, PEAK_MEMORY, TRAINABLE_PARAMETERS, TRAINING_RATE
 from planner.core.plan import FINETUNE, CalibrationSource, Expectation, Plan, Step
 from planner.estimate.finetuning import trained
@@ -289,13 +289,68 @@ def commands_of(plan: Plan, folder: Path) -> dict[str, str]:
     step = plan.finetune_step()
     assert step is not None and step.finetune is not None
     model = plan.model.location if plan.model.kind == "directory" else _weights(plan)
-    return texts.commands(model, str(folder / plan.artifact), step.finetune)
+    made = step.finetune
+    return texts.commands(
+        model,
+        str(folder / plan.artifact),
+        rank=made.rank,
+        four_bits=made.base == NF4,
+        compute_dtype=made.compute_dtype,
+    )
 
 
 def _weights(plan: Plan) -> str:
     from planner import models
 
     return weights_id(models.resolve(plan.model.name)) if plan.model.kind == "catalog" else plan.model.location
+
+
+def adapter_commands(target: Path, output: Path | None = None) -> dict[str, str] | None:
+    """How the adapter that ``target`` stands for is used; ``None`` where it stands for something else.
+
+    Args:
+        target: a plan of a fine-tuning, the report of its apply, or the adapter's folder.
+        output: where a plan's adapter lies; ``None``: beside the plan.
+
+    Raises:
+        InputError: the plan or the adapter's configuration is damaged.
+    """
+    from planner.workflow.planning import load_plan
+
+    if target.is_dir():
+        return _of_folder(target) if (target / _CONFIG).is_file() else None
+    found = read_json(target) if target.suffix == ".json" else None
+    if not isinstance(found, dict):
+        return None
+    if "finetuning" in found and "verdicts" in found:
+        folder = (output or target.absolute().parent) / Path(str(found.get("artifact"))).name
+        return _of_folder(folder)
+    steps = found.get("steps")
+    if not isinstance(steps, list) or not any(isinstance(s, dict) and s.get("kind") == FINETUNE for s in steps):
+        return None
+    return commands_of(load_plan(target), output or target.absolute().parent)
+
+
+_CONFIG, _TRAINING = "adapter_config.json", "training.json"
+
+
+def _of_folder(folder: Path) -> dict[str, str]:
+    """By what peft and the script wrote: model and rank, whether the model was in 4 bits and its compute type."""
+    config = read_json(folder / _CONFIG)
+    model, rank = (config.get("base_model_name_or_path"), config.get("r")) if isinstance(config, dict) else (None, None)
+    if not isinstance(model, str) or not isinstance(rank, int):
+        raise InputError(f"{folder / _CONFIG} is no configuration of a LoRA adapter", code="bad-document")
+    told = read_json(folder / _TRAINING) if (folder / _TRAINING).is_file() else {}
+    used = told.get("settings") if isinstance(told, dict) else None
+    used = used if isinstance(used, dict) else {}
+    dtype = used.get("compute_dtype")
+    return texts.commands(
+        model,
+        str(folder),
+        rank=rank,
+        four_bits=used.get("base") == NF4,
+        compute_dtype=dtype if dtype in COMPUTE_DTYPES else COMPUTE_DTYPES[0],
+    )
 
 
 def document(decision: FinetuneDecision) -> dict[str, Any]:
