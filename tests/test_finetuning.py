@@ -6,6 +6,7 @@ import ast
 import csv
 import dataclasses
 import json
+import os
 import runpy
 import subprocess
 from pathlib import Path
@@ -320,7 +321,9 @@ def test_peft_trains_and_autograd_keeps_what_the_formulas_say(tmp_path_factory: 
     python = use_environment("peft", tmp_path_factory.getbasetemp())
     asked = json.dumps([(config_of(row), rank) for row, rank in configs])
     script = Path(__file__).with_name("finetune_counts.py")
-    done = subprocess.run([str(python), str(script), asked], capture_output=True, text=True, timeout=600, check=False)
+    quiet = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+    command = [str(python), str(script), asked]
+    done = subprocess.run(command, capture_output=True, text=True, env=quiet, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     for (row, rank), told in zip(configs, json.loads(done.stdout), strict=True):
         model, settings = model_of(row), dataclasses.replace(SETTINGS, rank=rank, sequence_length=48)
