@@ -9,10 +9,12 @@ from typing import ClassVar
 from planner.core.candidate import Placement, Variant
 from planner.core.codec import content_sha256, decode, encode
 from planner.core.estimates import Estimate, Prediction
+from planner.core.finetuning import FinetuneSettings
 from planner.core.hardware import STRICT
 from planner.core.workload import Workload
 
-STEP_KINDS = ("convert", "imatrix", "sensitivity", "quantize", "verify")
+FINETUNE = "finetune"
+STEP_KINDS = ("convert", "imatrix", "sensitivity", "quantize", FINETUNE, "verify")
 
 BUILT_IN, TEXT, MATRIX = "built-in", "text", "imatrix"
 """Kinds of :class:`CalibrationSource`: the text that comes with qplan, a text of the user's, and a finished matrix."""
@@ -71,6 +73,8 @@ class Step:
     group_size: int | None = None
     settings: Settings | None = None
     """Of a step that makes a safetensors artifact."""
+    finetune: FinetuneSettings | None = None
+    """Of a step that trains an adapter; ``calibration`` is its data."""
     imatrix: str | None = None
     """Name of the step that makes the importance matrix."""
     calibration: CalibrationSource | None = None
@@ -218,6 +222,10 @@ class Plan:
     def artifact_step(self) -> Step:
         """The step that makes the artifact."""
         return next(step for step in self.steps if step.output == self.artifact)
+
+    def finetune_step(self) -> Step | None:
+        """The step that trains an adapter, if the plan is for one."""
+        return next((step for step in self.steps if step.kind == FINETUNE), None)
 
     def reference_steps(self) -> tuple[Step, ...]:
         """The step whose 16-bit output quality is measured against, if the plan makes one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from planner.core.finetuning import FinetuneWish
 from planner.core.hardware import STRICT
 
 OBJECTIVES = ("balanced", "quality", "speed", "memory", "finetune")
@@ -32,6 +33,9 @@ class Quantizing:
     symmetric: bool | None = None
     double_quantization: bool | None = None
     compute_dtype: str | None = None
+
+
+_NO_WISH = FinetuneWish()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,5 +71,7 @@ class Workload:
     quantizing: Quantizing = Quantizing()
     imatrix: str = "auto"
     """Of GGUF types: ``auto`` where one is demanded or pays, ``on`` for all, ``off`` for none."""
+    finetuning: FinetuneWish = _NO_WISH
+    """Of the objective ``finetune``."""
     memory_margin_fraction: float = 0.06
     """Share of each device's usable memory that is left free."""

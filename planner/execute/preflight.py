@@ -12,6 +12,7 @@ from planner.core.hardware import HardwareProfile
 from planner.core.plan import Plan, Step, disk_peak_bytes
 from planner.core.units import MIB, format_bytes
 from planner.execute import environments, receipts
+from planner.execute.finetune_child import ENVIRONMENT as TRAINING
 from planner.methods import quantizers
 from planner.models.fingerprint import WEIGHT_SUFFIXES, sha256_of
 
@@ -35,6 +36,7 @@ def check_tools(plan: Plan) -> None:
     """
     for step in plan.making_steps():
         name = step.settings and quantizers.quantizer(step.settings.quantizer).environment
+        name = TRAINING if step.finetune else name
         if name:
             environments.python_for(name)
         else:

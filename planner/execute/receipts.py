@@ -51,6 +51,7 @@ def step_key(plan: Plan, step: Step, source_key: str) -> str:
         "imatrix": step.imatrix,
         "calibration": step.calibration and replace(step.calibration, location=""),
         **({"settings": step.settings, "gpu": step.gpu_layers > 0} if step.settings else {}),
+        **({"finetune": step.finetune} if step.finetune else {}),
         "target": [step.target_bytes, step.probes, step.tensor_types if step.sensitivity is None else ()],
         "source": source_key,
         "tools": plan.tools,

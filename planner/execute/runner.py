@@ -11,15 +11,20 @@ from pathlib import Path
 from typing import Protocol
 
 from planner.core.job import Job, keeps_progress, leave_only_progress, partial_path, remove
-from planner.core.plan import Plan, Step
+from planner.core.plan import FINETUNE, Plan, Step
 from planner.execute import artifacts, calibration, environments, receipts
+from planner.execute.finetune_child import ENVIRONMENT as TRAINING
 from planner.execute.locks import exclusive
 from planner.execute.process import Progress, run_child, was_cut_off
 from planner.methods import quantizers
 from planner.models.fingerprint import WEIGHT_SUFFIXES
 
-_MEASURING = ("imatrix", "sensitivity")
-_MEASURING_CHILD = "planner.verify.step_child"
+_CHILD = "planner.execute.child"
+_CHILDREN = {
+    "imatrix": "planner.verify.step_child",
+    "sensitivity": "planner.verify.step_child",
+    FINETUNE: "planner.execute.finetune_child",
+}
 """Steps that run the model through llama.cpp belong to what measures; it stands above this layer, so its child is
 named and not imported."""
 
@@ -134,7 +139,7 @@ def _run_step(plan: Plan, step: Step, place: Workplace, key: str, progress: Prog
     started = time.monotonic()
     log = place.output / receipts.FOLDER / f"{step.name}.log"
     try:
-        child = _MEASURING_CHILD if step.kind in _MEASURING else "planner.execute.child"
+        child = _CHILDREN.get(step.kind, _CHILD)
         python = interpreter(step)
         result = run_child(child, job, what=f"step {step.name}", log=log, progress=progress, python=python)
     except BaseException as error:
@@ -169,12 +174,14 @@ def interpreter(step: Step) -> Path | None:
 
 def environment(step: Step) -> str | None:
     """Name of the environment that a step needs; ``None``: qplan's own."""
+    if step.finetune is not None:
+        return TRAINING
     return quantizers.quantizer(step.settings.quantizer).environment if step.settings else None
 
 
 def _calibration_text(step: Step) -> str | None:
     """The text, for a method's doing half, which stands below what reads it."""
-    if step.settings is None or step.calibration is None:
+    if (step.settings is None and step.finetune is None) or step.calibration is None:
         return None
     return calibration.text(step.calibration)
 

@@ -192,6 +192,8 @@ def _verify_plan(
 ) -> dict[str, Any]:
     from planner.verify.report import report_document, write_report
 
+    if plan.finetune_step() is not None:
+        return _report_training(plan, place, here, made)
     # without a step that makes the 16-bit model: the model itself, a GGUF file or the checkpoint
     reference = next((place.path(plan, step.name) for step in plan.reference_steps()), place.model)
     model = model_of(plan)
@@ -216,6 +218,22 @@ def _verify_plan(
         tools=plan.tools,
     )
     document |= context | reporting.identity_of(model, subject.variant)
+    write_report(place.output / REPORT, document)
+    reporting.write_report_page(str(place.output))
+    return document
+
+
+def _report_training(
+    plan: Plan, place: runner.Workplace, here: HardwareProfile, made: tuple[receipts.Receipt, ...]
+) -> dict[str, Any]:
+    """A fine-tuning measures itself while it runs: only the report is left to write."""
+    from planner.verify.report import write_report
+    from planner.workflow import finetuning
+
+    artifact = place.output / plan.artifact
+    document = finetuning.report_document(plan, made, here, artifact)
+    document |= reporting.context_of(plan, _model_of(plan), here)
+    document["commands"] = finetuning.commands_of(plan, place.output)
     write_report(place.output / REPORT, document)
     reporting.write_report_page(str(place.output))
     return document

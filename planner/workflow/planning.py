@@ -18,6 +18,7 @@ from planner.core.measurement import DECODE, FILE_BYTES, KL_DIVERGENCE, PEAK_MEM
 from planner.core.model import ModelSpec, shape_sha256
 from planner.core.plan import (
     BUILT_IN,
+    FINETUNE,
     MATRIX,
     STEP_KINDS,
     TEXT,
@@ -54,6 +55,8 @@ class Measuring:
     """Parts of the model to probe; ``None``: as many as take about ten minutes."""
     target_bytes: int | None = None
     """Most bytes of a mixture's file."""
+    dataset: Path | None = None
+    """What a fine-tuning trains with; ``None``: a smoke test with the texts that come with qplan."""
 
 
 def make_plan(answer: Recommendation, candidate: Candidate | None = None, measuring: Measuring = Measuring()) -> Plan:
@@ -63,6 +66,10 @@ def make_plan(answer: Recommendation, candidate: Candidate | None = None, measur
         DoesNotFit: nothing was chosen.
         UsageError: the model is a bare size, or no method that fits can be carried out.
     """
+    if answer.finetuning is not None:
+        from planner.workflow import finetuning
+
+        return finetuning.make_plan(answer, measuring.dataset, measuring.seed)
     chosen = candidate or best_executable(answer) or answer.decision.chosen
     if chosen is None:
         raise _nothing(answer)
@@ -324,7 +331,18 @@ def _step_fault(step: Step) -> str:
         return "a count is less than one"
     if step.sensitivity is not None and step.target_bytes is None:
         return "it chooses types and has no size to choose for"
-    return gguf_recipe.fault(step.tensor_types) or _settings_fault(step) or ""
+    return gguf_recipe.fault(step.tensor_types) or _settings_fault(step) or _training_fault(step)
+
+
+def _training_fault(step: Step) -> str:
+    """What is wrong with how a step trains an adapter; empty: nothing."""
+    if (step.kind == FINETUNE) != (step.finetune is not None):
+        return "it does not say how, or is no step that trains"
+    if step.finetune is None:
+        return ""
+    if step.calibration is None or step.calibration.kind not in (BUILT_IN, TEXT):
+        return "it names nothing to train with"
+    return step.finetune.fault()
 
 
 def _settings_fault(step: Step) -> str | None:
