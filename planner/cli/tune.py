@@ -90,7 +90,9 @@ def _show(found: TuneResult) -> None:
     out.print(f"recommended: {_words(found.recommended.setting)}")
     out.print(f"[bold]{regret_line(found)}[/]")
     if found.kept is not None:
-        out.print(f"kept for this machine: {_words(found.chosen.setting)}; `qplan recommend` and `plan` use it from now on")
+        out.print(
+            f"kept for this machine: {_words(found.chosen.setting)}; `qplan recommend` and `plan` use it from now on"
+        )
     for note in found.notes:
         out.print(f"[dim]note: {escape(note)}[/]")
 
@@ -116,7 +118,10 @@ def _cells(one: Tried, found: TuneResult) -> list[str]:
     from planner.workflow.tuning_result import regret_of
 
     setting, regret = one.setting, regret_of(one, found.best)
-    marks = [*(["recommended"] if one is found.recommended else []), *([one.note or one.status] if not one.cost else [])]
+    marks = [
+        *(["recommended"] if one is found.recommended else []),
+        *([one.note or one.status] if not one.cost else []),
+    ]
     return [
         str(setting.threads or ""),
         str(setting.ubatch),

@@ -112,7 +112,9 @@ def reason(
     found = tuned(model, chosen.variant, hardware, calibration)
     if found is not None:
         day = found.measured_at[:10] or "an unknown day"
-        return f"settings as `qplan tune` found them here for {found.objective} ({day}): {setting_line(found.placement)}"
+        return (
+            f"settings as `qplan tune` found them here for {found.objective} ({day}): {setting_line(found.placement)}"
+        )
     if chosen.variant.format != "gguf" or chosen.placement.gpu_layers >= model.offloadable_count:
         return ""
     found_threads = threads(model, chosen.variant, hardware, workload, calibration)

@@ -86,7 +86,9 @@ def timed(samples: Sequence[float]) -> Timed:
     """
     ordered = sorted(samples)
     logs = [log(sample) for sample in ordered]
-    deviation = max(RUN_SIGMA, (quantile(logs, 0.75) - quantile(logs, 0.25)) / 1.349) if len(logs) > 1 else 3 * RUN_SIGMA
+    deviation = (
+        max(RUN_SIGMA, (quantile(logs, 0.75) - quantile(logs, 0.25)) / 1.349) if len(logs) > 1 else 3 * RUN_SIGMA
+    )
     return Timed(seconds=quantile(ordered, 0.5), sigma=deviation * sqrt(pi / 2 / len(logs)))
 
 

@@ -1,7 +1,7 @@
-"""What ``qplan tune`` measures: settings of one model by turns, by rungs that keep the better half. Runs only in a child.
+"""What ``qplan tune`` measures: settings of a model by turns, in rungs that keep the better half. Runs only in a child.
 
-Threads change within a context, other settings open another context of the loaded model, and another number of layers on
-a GPU loads it again.
+Threads change within a context, other settings open another context of the loaded model, and another number of layers
+on a GPU loads it again.
 """
 
 from __future__ import annotations
@@ -292,9 +292,7 @@ class Tuning:
             for piece in arm.pieces:
                 piece.threads = 0  # the host's cores may idle
 
-    def _rung(
-        self, bench: Bench, chosen: Sequence[_Arm], alive: tuple[int, ...], rungs_left: int
-    ) -> dict[int, float]:
+    def _rung(self, bench: Bench, chosen: Sequence[_Arm], alive: tuple[int, ...], rungs_left: int) -> dict[int, float]:
         number = halving.rung_count(len(chosen)) - rungs_left
         share = self.left() * (_FIRST_SHARE if number == 0 and rungs_left > 1 else 1 / rungs_left)
         running = [chosen[place] for place in alive]
@@ -355,9 +353,7 @@ class Tuning:
         self.progress(f"setting {arm.number}: {setting_line(arm.setting)}", done)
 
 
-def cost(
-    request: TuneRequest, prompt: int, decode: Sequence[float], read: Sequence[float]
-) -> halving.Timed | None:
+def cost(request: TuneRequest, prompt: int, decode: Sequence[float], read: Sequence[float]) -> halving.Timed | None:
     """Of samples in seconds (a token; a prompt of ``prompt``): the time of what the objective asks for."""
     parts = []
     if request.objective != "prefill":
@@ -384,7 +380,9 @@ def _row(arm: _Arm) -> TuneRow:
         prefill_seconds=tuple(sorted(read)),
         set_aside_count=sum(piece.taken for piece in arm.pieces) - len(decode) - len(read),
         disturbed=tuple(
-            name for name, piece in (("decode", arm.decode), ("prefill", arm.read)) if piece is not None and not piece.good
+            name
+            for name, piece in (("decode", arm.decode), ("prefill", arm.read))
+            if piece is not None and not piece.good
         ),
         rungs=arm.rungs,
         note=arm.note,

@@ -58,7 +58,7 @@ class TuneRow:
     set_aside_count: int = 0
     """Samples in which other programs had the cores, or the bandwidth where there were enough without."""
     disturbed: tuple[str, ...] = ()
-    """``decode`` or ``prefill`` where there was no sample without other programs on the cores: the fastest two stand."""
+    """``decode`` or ``prefill`` where there was no sample without others on the cores: the fastest two stand."""
     rungs: int = 0
     """Rungs of the search that it was in."""
     note: str = ""

@@ -132,7 +132,7 @@ def regret_of(one: Tried, best: Tried) -> Regret | None:
 
 
 def worth_keeping(ranked: Sequence[Tried], recommended: Tried) -> Tried:
-    """The recommended setting where the best is not surely faster, and no lossy KV cache for a gain that does not show."""
+    """The best; the recommended where that is not surely slower; an exact KV cache where a lossy one is no faster."""
     best = ranked[0]
     if best.disturbed or recommended.disturbed:
         return recommended
