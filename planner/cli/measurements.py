@@ -249,7 +249,7 @@ def _cell(name: str, value: Any, row: dict[str, Any]) -> str:
     if value is None:
         return "-"
     if name == "quantity":
-        return TITLES.get(value, value)
+        return TITLES.get(str(value), str(value))
     if name.endswith("_error"):
         return f"{100 * value:.1f} %"
     if name == "ratio":

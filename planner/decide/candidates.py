@@ -114,7 +114,7 @@ def placements(
 
     What was tuned here for the model comes before all.
     """
-    found = settings.tuned(model, variant, hardware, calibration)
+    tuned = settings.tuned(model, variant, hardware, calibration)
     usual = Placement(
         context=workload.context,
         kv_type=workload.kv_type or "f16",
@@ -125,7 +125,7 @@ def placements(
         depth=workload.depth,
         prompt_tokens=workload.prompt_tokens,
     )
-    base = settings.with_tuned(usual, found, workload)
+    base = settings.with_tuned(usual, tuned, workload)
     if variant.format != "gguf":
         yield from _whole_gpu(model, base, hardware)
         return
@@ -139,7 +139,7 @@ def placements(
         layers = min(workload.gpu_layers, full)
         yield dataclasses.replace(base, gpu_layers=layers, gpu_count=len(hardware.gpus))
         return
-    as_tuned = settings.tuned_layers(base, found, model, workload)
+    as_tuned = settings.tuned_layers(base, tuned, model, workload)
     if as_tuned is not None:
         yield as_tuned
     for kv in kv_types:

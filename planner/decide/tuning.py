@@ -121,11 +121,18 @@ def thread_counts(hardware: HardwareProfile, workload: Workload, base: Placement
 
 
 def gpu_layer_counts(model: ModelSpec, hardware: HardwareProfile, base: Placement) -> tuple[int, ...]:
-    """The recommended number of layers on the GPUs, its neighbours, all, shares of it, and none."""
+    """The recommended number of layers on the GPUs, its neighbours and shares of it; all, or none where few fit.
+
+    Where all fit, few less are tried: they can only win by chance, and take far longer.
+    """
     if not hardware.gpus or base.gpu_count == 0:
         return (base.gpu_layers,)
     full, now = model.offloadable_count, base.gpu_layers
-    wanted = [now, now - 1, now + 1, full, *(round(share * now) for share in _LAYER_SHARES), 0]
+    wanted = [now, now - 1]
+    if now < full:
+        wanted += [now + 1, full, *(round(share * now) for share in _LAYER_SHARES)]
+    if 2 * now < full:
+        wanted.append(0)
     return tuple(dict.fromkeys(count for count in wanted if 0 <= count <= full))
 
 

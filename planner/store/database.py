@@ -9,8 +9,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
+from planner.core.candidate import Placement
 from planner.core.codec import decode, encode
 from planner.core.errors import InputError, QplanError
 from planner.core.measurement import Calibration, Conditions, Measurement
@@ -31,9 +32,6 @@ _RATES_SINCE = 2
 _TUNED_SINCE = 3
 """Version of the file that has tuned settings and submissions."""
 _FILTERS = ("hardware_identity", "quantity", "model", "model_sha256", "method", "runtime", "type")
-
-
-T = TypeVar("T")
 
 
 class Store:
@@ -143,7 +141,7 @@ class Store:
             if not self._knows(_TUNED_SINCE):
                 return ()
             query = "SELECT document FROM tuned WHERE hardware_identity = ? ORDER BY measured_at, model_sha256, type"
-            return tuple(_read(Tuned, text) for (text,) in self._connection.execute(query, (hardware_identity,)))
+            return tuple(_tuned(text) for (text,) in self._connection.execute(query, (hardware_identity,)))
 
     def add_tuned(self, found: Tuned) -> None:
         """Keep the settings in the place of those of the same model, type and device.
@@ -172,7 +170,7 @@ class Store:
             query = "SELECT sha256, source, imported_at, document FROM submission ORDER BY imported_at, sha256"
             rows = self._connection.execute(query).fetchall()
             return tuple(
-                Imported(sha256=sha256, source=source, imported_at=at, submission=_read(Submission, text))
+                Imported(sha256=sha256, source=source, imported_at=at, submission=_submission(text))
                 for sha256, source, at, text in rows
             )
 
@@ -283,9 +281,20 @@ def _explanation(path: Path, error: sqlite3.Error | OSError) -> QplanError:
     )
 
 
-def _read(cls: type[T], text: str) -> T:
+def _tuned(text: str) -> Tuned:
+    """Without pydantic, which every start-up would pay for."""
     try:
-        return decode(cls, json.loads(text), what="a row")
+        values = json.loads(text)
+        place = {**values.pop("placement")}
+        place["tensor_split"] = tuple(place["tensor_split"])
+        return Tuned(**values, placement=Placement(**place))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise sqlite3.DatabaseError(f"a row cannot be read: {error}") from None
+
+
+def _submission(text: str) -> Submission:
+    try:
+        return decode(Submission, json.loads(text), what="a row")
     except (ValueError, QplanError) as error:
         raise sqlite3.DatabaseError(f"a row cannot be read: {error}") from None
 

@@ -181,7 +181,7 @@ def side_by_side(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]],
     machines = set(first["hardware_identity"]) | set(second["hardware_identity"])
     same = len(machines) == 1
     left, right = (_one_of_each(frame, same) for frame in (first, second))
-    both = left.join(right, lsuffix="_a", rsuffix="_b", how="inner").reset_index(drop=True)
+    both = left.merge(right, left_index=True, right_index=True, suffixes=("_a", "_b"))
     rows = [
         {
             **{name: getattr(row, f"{name}_a") for name in columns[: -len(names) - 1]},

@@ -106,7 +106,9 @@ def result_of(subject: Subject, found: TuneAnswer, *, notes: tuple[str, ...], re
     unfit = [Tried(setting=one.setting, status=FAILED, note=one.reason) for one in subject.space.unfit]
     regret = regret_of(tried[0], ranked[0])
     speed = subject.chosen.estimate.speed
-    predicted = (speed.decode, speed.prefill if found.prompt_tokens == request.prompt_tokens else None)
+    same_prompt = found.prompt_tokens == request.prompt_tokens
+    decode = speed.decode.value if speed.decode else None
+    prefill = speed.prefill.value if speed.prefill and same_prompt else None
     return TuneResult(
         model=subject.answer.model,
         variant=subject.chosen.variant,
@@ -117,7 +119,7 @@ def result_of(subject: Subject, found: TuneAnswer, *, notes: tuple[str, ...], re
         whole=subject.whole,
         tried=(*ranked, *others, *unfit),
         recommended=tried[0],
-        predicted=(predicted[0] and predicted[0].value, predicted[1] and predicted[1].value),
+        predicted=(decode, prefill),
         regret=regret,
         chosen=worth_keeping(ranked, tried[0]),
         notes=(*notes, *_notes(request, found, repacked)),
