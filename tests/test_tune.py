@@ -8,23 +8,26 @@ import random
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.cli.tune import regret_line
 from planner.core import rates as kinds
 from planner.core.candidate import Candidate, Placement
-from planner.core.errors import Exit
+from planner.core.errors import Exit, InputError
 from planner.core.hardware import Cpu, HardwareProfile, Memory
 from planner.core.measurement import DECODE, PREFILL, Calibration
 from planner.core.model import shape_sha256
 from planner.core.rates import Rate, Rates
 from planner.core.tuned import Tuned
-from planner.core.units import GIB
+from planner.core.units import GIB, MIB
 from planner.core.workload import Workload
 from planner.decide import decide
 from planner.decide import tuning as space_of
+from planner.estimate.speed_measured import exact
 from planner.methods import gguf
 from planner.models import catalog
 from planner.probe import load_profile
@@ -32,7 +35,9 @@ from planner.store import Store, read_calibration
 from planner.verify import alternating, tune_run
 from planner.verify.halving import FINALISTS, RUN_SIGMA, Timed, added, regret, rung_count, search, timed
 from planner.verify.run import FAULTS
-from planner.verify.tuning_trial import FAILED, MEASURED, TuneAnswer, TuneRequest, TuneRow
+from planner.verify.tuning_trial import FAILED, MEASURED, NOT_REACHED, TuneAnswer, TuneRequest, TuneRow
+from planner.workflow import tuning, tuning_result
+from planner.workflow.recommend import recommend_for
 from planner.workflow.tuning_result import Tried, worth_keeping
 from tests.conftest import Qplan
 
@@ -270,6 +275,84 @@ def test_tuned_layers_count_for_the_context_they_were_tuned_for() -> None:
     found = decide(TINY, hardware, longer, here).chosen
     assert found is not None and found.placement.gpu_layers == TINY.offloadable_count
     assert chosen(hardware, here, cpu_only=True).placement.gpu_layers == 0
+
+
+def result(monkeypatch: pytest.MonkeyPatch, layers: int | None = None, **rows: TuneRow) -> tuning_result.TuneResult:
+    """Of a search in which the recommended setting takes 0.1 s a token, and ``rows`` what they say."""
+    monkeypatch.setattr(tuning, "_layers", lambda *_: layers)
+    workload = Workload(context=2048, methods=("gguf",), types=("Q4_K_M",))
+    answer = recommend_for(TINY, machine(), workload)
+    subject = tuning.subject_of(answer, tuning.TuneOptions(target="tinyllama-1.1b", type="Q4_K_M"))
+    slow = TuneRow(status=MEASURED, decode_seconds=(0.1, 0.1, 0.1), prefill_seconds=(5.0, 5.0), rungs=2)
+    late = [TuneRow(status=NOT_REACHED)] * (len(subject.request.settings) - 2)
+    answered = TuneAnswer(
+        rows=(rows.get("first", slow), rows["second"], *late),
+        ranking=(1, 0),
+        prompt_tokens=512,
+        depth=0,
+        context=768,
+        tool_version="llama-cpp-python 0.3.36",
+        seconds=10.0,
+    )
+    return tuning_result.result_of(subject, answered, notes=(), repacked=True)
+
+
+FASTER = TuneRow(status=MEASURED, decode_seconds=(0.08, 0.08, 0.08), prefill_seconds=(4.0, 4.0), rungs=2)
+
+
+def test_what_was_found_is_kept_and_is_measured_here_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tuning_result.keep(result(monkeypatch, second=FASTER))
+    assert found.best is found.chosen and found.kept is not None and found.best.setting != found.recommended.setting
+    assert found.regret is not None and found.regret.fraction == pytest.approx(0.25) and not found.regret.within_noise
+    assert found.kept.gain_fraction == pytest.approx(0.25)
+    here = read_calibration(machine().identity())
+    assert here is not None and here.tuned == (found.kept,)
+    said = {(m.quantity, m.conditions.threads, m.conditions.ubatch): m for m in here.measurements}
+    assert len(said) == 4 and sum(m.predicted is not None for m in said.values()) == 2
+    as_run = replace(found.best.setting, depth=0, prompt_tokens=512)
+    decode, prefill = (exact(TINY, Q4, as_run, here, quantity) for quantity in (DECODE, PREFILL))
+    assert decode is not None and decode.value == pytest.approx(12.5)
+    assert prefill is not None and prefill.value == pytest.approx(128)
+    assert exact(TINY, Q4, replace(as_run, flash_attention=False), here, DECODE) is None
+    assert exact(TINY, Q4, replace(as_run, ubatch=64), here, PREFILL) is None
+    assert exact(TINY, Q4, replace(as_run, ubatch=64), here, DECODE) is not None, "a token fills no micro-batch"
+    written = tuning_result.document(found)
+    assert json.loads(json.dumps(written))["best"]["seconds"] == pytest.approx(4 + 128 * 0.08)
+    assert any("time did not reach" in note for note in found.notes)
+
+
+def test_slices_leave_settings_but_no_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tuning_result.keep(result(monkeypatch, layers=4, second=FASTER))
+    assert found.kept is not None and "4 of 22 layers" in found.material
+    here = read_calibration(machine().identity())
+    assert here is not None and here.tuned and not here.measurements
+
+
+def test_a_search_on_a_busy_machine_keeps_nothing_and_tells_no_regret(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = replace(FASTER, disturbed=("decode",))
+    found = tuning_result.keep(result(monkeypatch, second=busy))
+    assert found.regret is None and found.kept is None and found.chosen is found.recommended
+    assert read_calibration(machine().identity()) is None
+    assert "no regret can be told" in regret_line(found)
+
+
+def test_a_regret_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "25.0 %" in regret_line(result(monkeypatch, second=FASTER))
+    near = replace(FASTER, decode_seconds=(0.0995, 0.1, 0.0999), prefill_seconds=(4.99, 5.0))
+    found = result(monkeypatch, second=near)
+    assert "within the noise" in regret_line(found) and found.chosen is found.recommended
+
+
+@pytest.mark.parametrize(("free", "whole"), [(100 * GIB, True), (1 * GIB, False)])
+def test_a_model_too_big_for_the_disk_is_stood_in_for_by_some_of_its_layers(
+    monkeypatch: pytest.MonkeyPatch, free: int, whole: bool
+) -> None:
+    monkeypatch.setattr(tuning.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    layers = tuning._layers(TINY, Q4, machine())
+    assert layers is None if whole else layers is not None and 2 < layers < TINY.n_layer
+    monkeypatch.setattr(tuning.shutil, "disk_usage", lambda _: SimpleNamespace(free=MIB))
+    with pytest.raises(InputError, match="not even 2 layers"):
+        tuning._layers(TINY, Q4, machine())
 
 
 # the child

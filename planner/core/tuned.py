@@ -28,7 +28,7 @@ class Tuned:
     """Whether a GPU was there to be used, whatever the number of layers that turned out best."""
     placement: Placement
     gain_fraction: float
-    """What it saves of the time that the settings before took; 0 where they were the best."""
+    """How much longer the settings took that would have been recommended; 0 where they were the best."""
     hardware_identity: str = ""
     hardware_name: str = ""
     tool_version: str = ""

@@ -191,7 +191,7 @@ def keep(result: TuneResult) -> TuneResult:
 
     now = datetime.now(UTC).isoformat(timespec="seconds")
     chosen = result.chosen
-    if chosen.disturbed or result.recommended.disturbed:
+    if result.best.disturbed or result.recommended.disturbed:
         note = "nothing is kept: other programs had the cores all the time; try again when they are done"
         return dataclasses.replace(result, notes=(*result.notes, note))
     gain = regret_of(result.recommended, chosen)
@@ -219,14 +219,14 @@ def keep(result: TuneResult) -> TuneResult:
 
 
 def measurements(result: TuneResult, now: str) -> tuple[Measurement, ...]:
-    """Speeds of the settings in the last rung, as measured here; none of slices, which are another model."""
+    """Speeds of the settings in the last rung, the best last, as the newest of a case counts; none of slices."""
     if not result.whole:
         return ()
     from planner.estimate.weights import bytes_read_per_token
 
     last = max(one.rungs for one in result.tried)
     found = []
-    for one in result.tried:
+    for one in reversed(result.tried):
         if one.rungs < last:
             continue
         read = float(sum(bytes_read_per_token(result.model, result.variant, one.setting)))
