@@ -228,7 +228,8 @@ def test_the_store_keeps_one_tuning_for_each_model_type_and_device(tmp_path: Pat
     calibration = read_calibration("x", file)
     assert calibration is not None and calibration.tuned == (kept(type="Q8_0"), newer)
     with Store(file) as store:
-        assert store.forget_tuned("x") == 2 and store.tuned("x") == () and len(store.tuned("other")) == 1
+        assert store.forget_tuned("x", kept().model_sha256) == 2 and store.forget_tuned("x", "other") == 0
+        assert store.tuned("x") == () and len(store.tuned("other")) == 1
 
 
 def decode_rate(threads: int, value: float) -> Rate:
@@ -319,6 +320,14 @@ def test_what_was_found_is_kept_and_is_measured_here_from_then_on(monkeypatch: p
     written = tuning_result.document(found)
     assert json.loads(json.dumps(written))["best"]["seconds"] == pytest.approx(4 + 128 * 0.08)
     assert any("time did not reach" in note for note in found.notes)
+
+
+def test_what_was_tuned_can_be_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuning_result.keep(result(monkeypatch, second=FASTER))
+    monkeypatch.setattr(tuning, "survey", machine)
+    assert tuning.forget("llama-2-7b") == 0 and tuning.forget("tinyllama-1.1b") == 1
+    here = read_calibration(machine().identity())
+    assert here is not None and not here.tuned and here.measurements
 
 
 def test_slices_leave_settings_but_no_speeds(monkeypatch: pytest.MonkeyPatch) -> None:

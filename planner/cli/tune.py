@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--context", type=click.IntRange(1), help="Tokens of context that every setting must have room for.")
 @click.option("--cpu-only", is_flag=True, help="Leave the GPUs alone.")
 @click.option("--save/--no-save", default=True, show_default=True, help="Keep the result for later recommendations.")
+@click.option("--forget", is_flag=True, help="Drop what was tuned for MODEL here, measure nothing.")
 @json_option
 def command(
     model: str,
@@ -44,6 +45,7 @@ def command(
     context: int | None,
     cpu_only: bool,
     save: bool,
+    forget: bool,
     as_json: bool,
 ) -> int:
     """Search threads, micro-batch, flash attention, KV cache type and GPU layers of MODEL by measuring.
@@ -52,6 +54,8 @@ def command(
     half of them longer, and so on. Says how much slower the recommended settings are than the best found; from then on
     the best are recommended here for this model.
     """
+    if forget:
+        return _forget(model, as_json)
     from planner.cli.apply import Watching
     from planner.workflow.tuning import TuneOptions, tune
     from planner.workflow.tuning_result import document
@@ -69,6 +73,18 @@ def command(
     with Watching() as watcher:
         found = tune(options, watcher.measuring("tune"))
     print_json(document(found)) if as_json else _show(found)
+    return Exit.DONE
+
+
+def _forget(model: str, as_json: bool) -> int:
+    from planner import FORMAT_VERSION
+    from planner.workflow.tuning import forget
+
+    count = forget(model)
+    if as_json:
+        print_json({"format_version": FORMAT_VERSION, "forgotten": count})
+    else:
+        click.echo(f"forgot {count} settings that were tuned here for {model}", err=True)
     return Exit.DONE
 
 

@@ -156,11 +156,11 @@ class Store:
                 (*key, found.measured_at, json.dumps(encode(found), sort_keys=True)),
             )
 
-    def forget_tuned(self, hardware_identity: str) -> int:
-        """Drop what was tuned on one machine; returns how many settings that were."""
+    def forget_tuned(self, hardware_identity: str, model_sha256: str) -> int:
+        """Drop what was tuned for a model on one machine; returns how many settings that were."""
         with self._explained(), self._transaction():
-            query = "DELETE FROM tuned WHERE hardware_identity = ?"
-            return self._connection.execute(query, (hardware_identity,)).rowcount
+            query = "DELETE FROM tuned WHERE hardware_identity = ? AND model_sha256 = ?"
+            return self._connection.execute(query, (hardware_identity, model_sha256)).rowcount
 
     def submissions(self) -> tuple[Imported, ...]:
         """What other people measured and was imported, in the order it was; never part of :meth:`calibration`."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from planner.core.candidate import Candidate, Variant
 from planner.core.errors import DoesNotFit, InputError, UsageError
 from planner.core.hardware import HardwareProfile
-from planner.core.model import ModelSpec
+from planner.core.model import ModelSpec, shape_sha256
 from planner.core.tuned import COSTS
 from planner.core.units import GIB, MIB, format_bytes
 from planner.core.workload import Workload
@@ -97,6 +97,22 @@ def tune(options: TuneOptions, progress: Progress | None = None) -> TuneResult:
     found, repacked = run_tuning(subject.request, progress=progress)
     result = result_of(subject, found, notes=notes, repacked=repacked)
     return keep(result) if options.save else result
+
+
+def forget(target: str) -> int:
+    """Drop what was tuned here for a model, so that recommendations are as before; how many settings that were.
+
+    Raises:
+        ModelNotFound: nothing has this name.
+    """
+    from planner import models
+    from planner.store import Store, default_path
+
+    model = models.resolve(target)
+    if not default_path().exists():
+        return 0
+    with Store() as store:
+        return store.forget_tuned(survey().identity(), shape_sha256(model))
 
 
 def _machine(options: TuneOptions) -> tuple[HardwareProfile, tuple[str, ...]]:
