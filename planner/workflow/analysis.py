@@ -173,8 +173,9 @@ def side_by_side(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]],
     its best counts.
     """
     pandas = _pandas()
-    title = f"{names[1]} against {names[0]}"
-    columns = ("quantity", "model", "type", *_CONDITIONS, "prompt_tokens", names[0], names[1], "ratio")
+    title = f"{names[1]} (second) against {names[0]} (first)"
+    same_columns = ("quantity", "model", "type", *_CONDITIONS, "prompt_tokens")
+    columns = (*same_columns, "first", "second", "ratio")
     first, second = pandas.DataFrame(one), pandas.DataFrame(other)
     if first.empty or second.empty:
         return Comparison(title=title, columns=columns, rows=())
@@ -184,9 +185,9 @@ def side_by_side(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]],
     both = left.merge(right, left_index=True, right_index=True, suffixes=("_a", "_b"))
     rows = [
         {
-            **{name: getattr(row, f"{name}_a") for name in columns[: -len(names) - 1]},
-            names[0]: float(row.value_a),
-            names[1]: float(row.value_b),
+            **{name: getattr(row, f"{name}_a") for name in same_columns},
+            "first": float(row.value_a),
+            "second": float(row.value_b),
             "ratio": float(row.value_b / row.value_a) if row.value_a else None,
         }
         for row in both.itertuples()
@@ -265,7 +266,7 @@ def _selected(text: str, mine: list[dict[str, Any]], others: Sequence[Imported])
         return mine
     if text == IMPORTED:
         return _of_imported(others)
-    path = Path(text).expanduser() if not text.startswith("~") or "/" in text else Path(text)
+    path = Path(text)
     if path.is_file():
         return rows_of_submission(read_submission(path), path.name)
     named = [one for one in others if one.source == text or (len(text) >= 6 and one.sha256.startswith(text))]
