@@ -104,7 +104,7 @@ def test_a_submission_holds_no_name_of_host_or_user_and_no_path() -> None:
     assert made.hardware.device == "NVIDIA GeForce RTX 4090" and made.hardware.ram_gib == 64
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(value=st.floats(1e-3, 1e6), threads=st.none() | st.integers(1, 64), text=st.text(max_size=20))
 def test_a_submission_survives_its_file(value: float, threads: int | None, text: str) -> None:
     made = submission({"value": value, "conditions": Conditions(threads=threads), "tool_version": text})
@@ -184,7 +184,7 @@ def test_a_quantity_that_qplan_does_not_know_is_no_measurement() -> None:
     assert found.code == "quantity" and DECODE in found.numbers
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(
     value=st.floats(allow_nan=True, allow_infinity=True),
     text=st.text(max_size=30),

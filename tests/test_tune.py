@@ -62,7 +62,7 @@ def chosen(hardware: HardwareProfile, calibration: Calibration | None = None, **
 # the search
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(costs=st.lists(st.floats(0.01, 100), min_size=1, max_size=40, unique=True))
 def test_without_noise_the_search_finds_the_cheapest(costs: list[float]) -> None:
     found = search(len(costs), lambda alive, _: {one: costs[one] for one in alive})
@@ -70,7 +70,7 @@ def test_without_noise_the_search_finds_the_cheapest(costs: list[float]) -> None
     assert set(found.ranking) == set(range(len(costs)))
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     costs=st.lists(st.floats(0.1, 10), min_size=2, max_size=40),
     noise=st.floats(0, 0.2),
@@ -88,6 +88,7 @@ def test_noise_costs_no_more_than_it_can_hide_in_each_rung(costs: list[float], n
     assert found.rungs[0] == max(found.rungs.values()), "what is kept is compared with the best to the end"
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 64), failing=st.sets(st.integers(0, 63)), keep=st.sets(st.integers(0, 63), max_size=2))
 def test_what_fails_is_not_tried_again_and_half_stays(count: int, failing: set[int], keep: set[int]) -> None:
     asked: list[tuple[int, ...]] = []
@@ -106,7 +107,7 @@ def test_what_fails_is_not_tried_again_and_half_stays(count: int, failing: set[i
     assert found.best == (good[0] if good else None)
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(
     middle=st.floats(1e-4, 10),
     slower=st.floats(1.0, 2.0),
