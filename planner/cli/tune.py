@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     type=click.Choice(COSTS),
     default="balanced",
     show_default=True,
-    help="Tokens per second of the answer, of the prompt, or a prompt of 512 with an answer of 128.",
+    help="Tokens per second of the answer, of the prompt, or a prompt with an answer of 128 tokens.",
 )
 @click.option("--depth", type=click.IntRange(0), default=0, show_default=True, help="Cached tokens while decoding.")
+@click.option("--prompt-tokens", type=click.IntRange(64, 65536), default=512, show_default=True, help="Of the prompt.")
 @click.option("--context", type=click.IntRange(1), help="Tokens of context that every setting must have room for.")
 @click.option("--cpu-only", is_flag=True, help="Leave the GPUs alone.")
 @click.option("--save/--no-save", default=True, show_default=True, help="Keep the result for later recommendations.")
@@ -42,6 +43,7 @@ def command(
     budget: float,
     objective: str,
     depth: int,
+    prompt_tokens: int,
     context: int | None,
     cpu_only: bool,
     save: bool,
@@ -66,6 +68,7 @@ def command(
         budget_seconds=budget,
         objective=objective,
         depth=depth,
+        prompt_tokens=prompt_tokens,
         context=context,
         cpu_only=cpu_only,
         save=save,

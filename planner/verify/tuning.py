@@ -133,8 +133,9 @@ class Bench:
         layers = self.request.layers
         if layers is None or not setting.gpu_layers:
             return whole
-        share = min(1.0, setting.gpu_layers / max(1, self.request.offloadable_count))
-        return replace(whole, gpu_layers=max(1, round(share * (layers + 1))), cpu_expert_layers=0)
+        count = max(1, self.request.offloadable_count)
+        on_gpu = max(1, round(min(1.0, setting.gpu_layers / count) * (layers + 1)))
+        return replace(whole, gpu_layers=on_gpu, cpu_expert_layers=round(setting.cpu_expert_layers / count * layers))
 
     def _options(self, setting: Placement) -> native.ContextOptions:
         return native.ContextOptions(

@@ -48,6 +48,7 @@ class TuneOptions:
     budget_seconds: float = DEFAULT_SECONDS
     objective: str = "balanced"
     depth: int = 0
+    prompt_tokens: int = PROMPT_TOKENS
     context: int | None = None
     cpu_only: bool = False
     save: bool = True
@@ -144,7 +145,7 @@ def _recommended(model: ModelSpec, here: HardwareProfile, options: TuneOptions) 
         methods=("gguf",),
         types=(options.type,) if options.type else None,
         depth=options.depth,
-        prompt_tokens=PROMPT_TOKENS,
+        prompt_tokens=options.prompt_tokens,
         cpu_only=options.cpu_only,
     )
     answer = recommend_for(model, here, workload)
@@ -181,11 +182,14 @@ def subject_of(answer: Recommendation, options: TuneOptions) -> Subject:
     space = settings_of.space(model, variant, machine, answer.workload, base, options.objective)
     is_file = model.source.kind == "gguf"
     layers = None if is_file else _layers(model, variant, answer.hardware)
+    if layers is not None:  # some layers say nothing of how many the GPU should hold
+        alike = tuple(one for one in space.settings if one.gpu_layers == base.gpu_layers)
+        space = dataclasses.replace(space, settings=alike)
     request = TuneRequest(
         budget_seconds=options.budget_seconds,
         settings=space.settings,
         objective=options.objective,
-        prompt_tokens=min(PROMPT_TOKENS, answer.workload.context),
+        prompt_tokens=min(options.prompt_tokens, answer.workload.context),
         answer_tokens=ANSWER_TOKENS,
         depth=options.depth,
         model=options.target,
