@@ -35,6 +35,7 @@ _SHORTEST_PROMPT = 64
 """Shorter ones fill no tile of the kernels."""
 _PROBES = 4
 """Prompts that are read to see what the rest will take: the fastest of them counts."""
+_PROBE_SHARE = 0.08
 _ROOM = 128
 _ENOUGH = 8
 """So many settings should get into the first rung, with a shorter prompt if need be."""
@@ -232,7 +233,7 @@ class Tuning:
             try:
                 made = bench.open(arm.setting)
                 threads = arm.setting.threads or 1
-                reading = min(seconds_to_read(made, _SHORTEST_PROMPT, threads) for _ in range(_PROBES))
+                reading = self._probe(made, threads)
                 began = time.perf_counter()
                 made.decode(2)
             except QplanError as error:
@@ -249,6 +250,14 @@ class Tuning:
         self._leave_out_alike()
         seconds = (self.prompt * per_token if reads else 0.0) + (_DECODES * per_decode if self._decodes else 0.0)
         self._admit(share, seconds)
+
+    def _probe(self, made: Slice, threads: int) -> float:
+        """Seconds of the shortest prompt: the fastest of a few, within a small part of the time."""
+        until = time.perf_counter() + _PROBE_SHARE * self.left()
+        found = [seconds_to_read(made, _SHORTEST_PROMPT, threads)]
+        while len(found) < _PROBES and time.perf_counter() + found[-1] < until:
+            found.append(seconds_to_read(made, _SHORTEST_PROMPT, threads))
+        return min(found)
 
     def _count(self) -> int:
         return min(_ENOUGH, len(self.arms))
