@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,15 +24,14 @@ from planner.execute.random_gguf import write_random_tensors
 from planner.methods import gguf
 from planner.verify import halving, native
 from planner.verify.alternating import Piece, alternate
-from planner.verify.slice_runs import BATCH, Slice, seconds_to_read, some_tokens
+from planner.verify.slice_runs import Slice, seconds_to_read
+from planner.verify.tuning_bench import SHORTEST_PROMPT, Bench
 from planner.verify.tuning_trial import ALIKE, FAILED, MEASURED, NOT_REACHED, TuneAnswer, TuneRequest, TuneRow
 
 _FIRST_SHARE = 0.4
 """Of the time, for the first rung: all settings are in it."""
 _READ_SHARE = 0.65
 """Of a rung's time for prompts, where tokens are decoded too: one of those takes far less than a prompt."""
-_SHORTEST_PROMPT = 64
-"""Shorter ones fill no tile of the kernels."""
 _PROBES = 4
 """Prompts that are read to see what the rest will take: the fastest of them counts."""
 _PROBE_SHARE = 0.08
@@ -73,80 +72,6 @@ class _Arm:
 def kept(piece: Piece | None) -> list[float]:
     """The samples that count: the best class that there are some of, as in a calibration."""
     return [] if piece is None else piece.good or sorted(piece.disturbed)[:2]
-
-
-@dataclass(slots=True)
-class Bench:
-    """A model with some open contexts; the one that was not used for longest makes room for another."""
-
-    path: Path
-    spec: ModelSpec
-    cells: int
-    request: TuneRequest
-    _model: native.Model | None = None
-    _offload: native.Offload | None = None
-    _model_stack: ExitStack = field(default_factory=ExitStack)
-    _contexts: dict[tuple[object, ...], tuple[ExitStack, Slice]] = field(default_factory=dict)
-
-    def open(self, setting: Placement) -> Slice:
-        """The context of a setting, at a token of warm-up or more.
-
-        Raises:
-            QplanError: llama.cpp refuses the model, its place or the context.
-        """
-        model = self._loaded(self._offload_of(setting))
-        key = (setting.ubatch, setting.flash_attention, setting.kv_type)
-        if key in self._contexts:
-            self._contexts[key] = self._contexts.pop(key)  # the newest is last
-            return self._contexts[key][1]
-        while len(self._contexts) >= self.request.most_contexts:
-            self._contexts.pop(next(iter(self._contexts)))[0].close()
-        stack = ExitStack()
-        opened = stack.enter_context(native.open_context(model, self._options(setting)))
-        made = Slice(spec=self.spec, context=opened, tokens=some_tokens(self.cells + _ROOM, self.spec.n_vocab))
-        self._contexts[key] = (stack, made)
-        opened.set_threads(setting.threads or 1)
-        made.read(min(_SHORTEST_PROMPT, self.cells - 2))
-        made.decode(2)
-        return made
-
-    def close(self) -> None:
-        """Everything."""
-        for stack, _ in self._contexts.values():
-            stack.close()
-        self._contexts.clear()
-        self._model_stack.close()
-        self._model = self._offload = None
-
-    def _loaded(self, offload: native.Offload) -> native.Model:
-        if self._model is None or offload != self._offload:
-            self.close()
-            self._model_stack = ExitStack()
-            loading = native.open_model(
-                self.path, offload=offload, repack=self.request.repack, progress=lambda *_: None
-            )
-            self._model, self._offload = self._model_stack.enter_context(loading), offload
-        return self._model
-
-    def _offload_of(self, setting: Placement) -> native.Offload:
-        """Of a slice, the same share of its layers."""
-        whole = native.Offload.of(setting)
-        layers = self.request.layers
-        if layers is None or not setting.gpu_layers:
-            return whole
-        count = max(1, self.request.offloadable_count)
-        on_gpu = max(1, round(min(1.0, setting.gpu_layers / count) * (layers + 1)))
-        return replace(whole, gpu_layers=on_gpu, cpu_expert_layers=round(setting.cpu_expert_layers / count * layers))
-
-    def _options(self, setting: Placement) -> native.ContextOptions:
-        return native.ContextOptions(
-            context=self.cells,
-            batch=max(BATCH, setting.batch),
-            ubatch=setting.ubatch,
-            threads=setting.threads or 1,
-            kv_type=setting.kv_type,
-            flash_attention=int(setting.flash_attention),
-        )
 
 
 @dataclass(slots=True)
@@ -239,13 +164,13 @@ class Tuning:
             except QplanError as error:
                 arm.fail(error)
                 continue
-            per_token, per_decode = reading / _SHORTEST_PROMPT, (time.perf_counter() - began) / 2
+            per_token, per_decode = reading / SHORTEST_PROMPT, (time.perf_counter() - began) / 2
             break
         share = _FIRST_SHARE * self.left()
         self.prompt = self.request.prompt_tokens
         reads = self.request.objective != "decode"
         budget = share * (_READ_SHARE if both else 1.0)
-        while reads and self.prompt > 2 * _SHORTEST_PROMPT and self._count() * self.prompt * per_token > budget:
+        while reads and self.prompt > 2 * SHORTEST_PROMPT and self._count() * self.prompt * per_token > budget:
             self.prompt //= 2
         self._leave_out_alike()
         seconds = (self.prompt * per_token if reads else 0.0) + (_DECODES * per_decode if self._decodes else 0.0)
@@ -254,9 +179,9 @@ class Tuning:
     def _probe(self, made: Slice, threads: int) -> float:
         """Seconds of the shortest prompt: the fastest of a few, within a small part of the time."""
         until = time.perf_counter() + _PROBE_SHARE * self.left()
-        found = [seconds_to_read(made, _SHORTEST_PROMPT, threads)]
+        found = [seconds_to_read(made, SHORTEST_PROMPT, threads)]
         while len(found) < _PROBES and time.perf_counter() + found[-1] < until:
-            found.append(seconds_to_read(made, _SHORTEST_PROMPT, threads))
+            found.append(seconds_to_read(made, SHORTEST_PROMPT, threads))
         return min(found)
 
     def _count(self) -> int:
@@ -347,7 +272,7 @@ class Tuning:
             made = bench.open(arm.setting)
             opened[:] = [made]
             made.context.set_threads(arm.setting.threads or 1)
-            made.back_to(depth)
+            bench.bring(made, depth)
 
         piece.before = before
         work = partial(Slice.decode) if piece is arm.decode else partial(Slice.read, count=self.prompt)
