@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from planner.core.hardware import STRICT
 from planner.core.rates import NO_RATES, Rates
+from planner.core.tuned import Tuned
 
 DECODE = "decode_tokens_per_second"
 PREFILL = "prefill_tokens_per_second"
@@ -87,6 +88,8 @@ class Calibration:
     measurements: tuple[Measurement, ...] = ()
     rates: Rates = NO_RATES
     """What ``qplan calibrate`` found."""
+    tuned: tuple[Tuned, ...] = ()
+    """What ``qplan tune`` found, newest last."""
 
     def of(self, quantity: str) -> tuple[Measurement, ...]:
         """Measurements of one quantity, newest last."""
