@@ -22,8 +22,8 @@ FIRST_USE_BYTES = 30 * MIB
 """Resident memory that the first step takes whatever its size: libraries and kernels loaded late. Measured: 28 to
 34 MiB of a step of 32 tokens of the demo model (torch 2.13 CPU, Linux x86-64, 2026-11-26)."""
 PROCESS_BYTES = 415 * MIB
-"""Resident set of Python with torch (CPU), transformers, its Trainer, peft and bitsandbytes imported: a step on the demo
-model peaked at 597 MiB, 183 MiB of them for loading and training (as above)."""
+"""Resident set of Python with torch (CPU), transformers, its Trainer, peft and bitsandbytes imported: a step on the
+demo model peaked at 597 MiB, 183 MiB of them for loading and training (as above)."""
 SMALLEST_8BIT = 4096
 """bitsandbytes keeps 32-bit states of smaller matrices (``min_8bit_size``)."""
 _8BIT_STATE_BYTES = 2 * (1 + 4 / 256)

@@ -232,7 +232,7 @@ def _report_training(
 
     artifact = place.output / plan.artifact
     document = finetuning.report_document(plan, made, here, artifact)
-    document |= reporting.context_of(plan, _model_of(plan), here)
+    document |= reporting.context_of(plan, model_of(plan), here)
     document["commands"] = finetuning.commands_of(plan, place.output)
     write_report(place.output / REPORT, document)
     reporting.write_report_page(str(place.output))
