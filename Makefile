@@ -54,5 +54,5 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.test: pyproject.toml tests/install_torch.py $(VENV)/.demo
 	@echo "== installing what the tests need, with a CPU build of torch where there is no NVIDIA GPU"
 	$(BIN)/python tests/install_torch.py
-	$(BIN)/python -m pip install --quiet --editable '.[gguf,hub,serve,tui,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[gguf,hub,serve,tui,analysis,dev]'
 	@touch $@

@@ -196,3 +196,20 @@ def test_a_calibrated_gpu_predicts_whole_models(
             assert predicted is not None and predicted.basis == "calibrated"
             # one measurement in five may lie outside the 80 % interval; none should lie far outside
             assert predicted.low / 1.15 < measured < predicted.high * 1.15, (name, depth, quantity, predicted)
+
+
+def test_the_search_tries_layers_that_fit_and_finds_that_the_gpu_is_faster(qplan: Qplan, tmp_path: Path) -> None:
+    home = {"QPLAN_HOME": str(tmp_path)}
+    spec = catalog.lookup("tinyllama-1.1b")
+    assert spec is not None
+    asked = ("tinyllama-1.1b", "--type", "Q4_K_M", "--budget", "45", "--json")
+    found = json.loads(qplan("tune", *asked, **home).stdout)
+    measured = [row for row in found["settings"] if row["status"] == "measured"]
+    layers = {row["gpu_layers"] for row in measured}
+    assert layers == {spec.offloadable_count, spec.offloadable_count - 1}, "all that fits, and one less"
+    assert found["best"]["gpu_layers"] == spec.offloadable_count
+    on_cpu = json.loads(qplan("tune", *asked, "--cpu-only", **home).stdout)
+    slow, fast = (one["best"]["decode_tokens_per_second"]["median"] for one in (on_cpu, found))
+    assert slow < fast
+    answer = json.loads(qplan("recommend", "tinyllama-1.1b", "--types", "Q4_K_M", "--json", **home).stdout)["chosen"]
+    assert not found["kept"] or answer["gpu_layers"] == found["chosen"]["gpu_layers"]

@@ -19,7 +19,8 @@ from planner.core.model import Tensor
 from planner.core.plan import BUILT_IN
 from planner.execute import calibration
 from planner.formats.imatrix import Importance, ImportanceMatrix, check_fits, read_imatrix, write_imatrix
-from planner.verify.importance import Collector, choose_chunks
+from planner.methods.samples import choose_chunks
+from planner.verify.importance import Collector
 from tests.conftest import Qplan
 
 NAMES = st.from_regex(r"blk\.[0-9]{1,2}\.(attn_q|ffn_down|ffn_up_exps)\.weight", fullmatch=True)

@@ -19,14 +19,15 @@ from planner.core.estimates import Prediction
 from planner.core.hardware import Cpu, Disk, Gpu, HardwareProfile, Memory
 from planner.core.measurement import ONE_PASS_RATE, Calibration, Conditions, Measurement
 from planner.core.model import ModelSpec, shape_sha256
-from planner.core.plan import Plan, Step, disk_peak_bytes
+from planner.core.plan import CalibrationSource, Plan, Step, disk_peak_bytes
 from planner.core.units import GIB, MIB
-from planner.estimate import making, making_gguf
+from planner.core.workload import Quantizing
+from planner.estimate import making, making_gguf, making_torch
 from planner.estimate.making import forecast
 from planner.execute import receipts
 from planner.execute.preflight import check_output, check_room
 from planner.execute.receipts import Receipt
-from planner.methods import get, gguf
+from planner.methods import get, gguf, quantizers
 from planner.models import catalog
 from planner.workflow import step_report
 
@@ -80,9 +81,42 @@ def test_gptq_on_an_a100_takes_what_its_paper_says(name: str, minutes: float) ->
     assert seconds("quantize", made).value == pytest.approx(60 * minutes, rel=0.35)
 
 
-def test_calibration_without_a_gpu_is_unknown() -> None:
-    made = forecast(model("llama-2-7b"), get("awq").variants(model("llama-2-7b"))[0], machine())
-    assert step("quantize", made).predicted_seconds is None
+@pytest.mark.parametrize(("method", "quantizer"), [("gptq", None), ("gptq", "llm-compressor"), ("awq", "autoawq")])
+def test_calibration_without_a_gpu_takes_longer_the_more_text_and_weights_there_are(
+    method: str, quantizer: str | None
+) -> None:
+    def forecasted(name: str, chunks: int) -> Step:
+        spec = model(name)
+        variant = quantizers.wished(get(method).variants(spec)[0], Quantizing(quantizer=quantizer))
+
+        def prepare(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+            text = CalibrationSource(kind="text", location="t", sha256="0", size_bytes=1 << 20, chunks=chunks)
+            return (dataclasses.replace(steps[0], calibration=text), *steps[1:])
+
+        return step("quantize", forecast(spec, variant, machine(), prepare=prepare))
+
+    little, more, larger = (
+        forecasted(*case) for case in (("tinyllama-1.1b", 8), ("tinyllama-1.1b", 64), ("llama-2-7b", 8))
+    )
+    for each in (little, more, larger):
+        took, memory = each.predicted_seconds, each.predicted_memory
+        assert took is not None and took.low < took.value < took.high and took.high / took.low > 4
+        assert memory is not None and each.predicted_peak_bytes == round(memory.high)
+    for other in (more, larger):
+        assert little.predicted_seconds.value < other.predicted_seconds.value  # type: ignore[union-attr]
+        assert little.predicted_memory.value < other.predicted_memory.value  # type: ignore[union-attr]
+
+
+def test_the_length_of_the_text_bounds_what_is_calibrated_with() -> None:
+    text = CalibrationSource(kind="text", location="t", sha256="0", size_bytes=3000, chunks=128)
+    assert making_torch.calibration_tokens(Step(name="q", kind="quantize", method="gptq", calibration=text)) == 1000
+
+
+def test_a_conversion_takes_blocks_and_not_the_model() -> None:
+    made = forecast(model("llama-3-8b"), get("none").variant("f32"), machine())  # type: ignore[attr-defined]
+    quantize = step("quantize", made)
+    assert quantize.predicted_bytes == pytest.approx(4 * model("llama-3-8b").parameter_count, rel=0.001)
+    assert quantize.predicted_memory is not None and quantize.predicted_memory.high < GIB
 
 
 def test_one_pass_takes_the_disk_of_its_file_and_little_memory() -> None:

@@ -10,9 +10,10 @@ import pytest
 
 from planner.core.codec import content_sha256, encode
 from planner.core.errors import DoesNotFit, InputError, QplanError, StalePlan, UsageError
-from planner.core.plan import Plan
+from planner.core.plan import Plan, Settings
 from planner.core.workload import Workload
-from planner.workflow.planning import check_hardware, load_plan, make_plan, plan_text
+from planner.methods import awq
+from planner.workflow.planning import Measuring, check_hardware, load_plan, make_plan, plan_text
 from planner.workflow.recommend import recommend
 from planner.workflow.survey import survey
 from tests.conftest import Qplan
@@ -107,9 +108,56 @@ def test_a_bare_size_and_a_method_without_executor_make_no_plan() -> None:
     with pytest.raises(UsageError) as caught:
         make_plan(recommend("7b", Workload(context=512), profile="rtx-4090"))
     assert caught.value.code == "no-weights"
+    answer = recommend("llama-2-7b", Workload(context=512, methods=("awq",)), profile="rtx-4090")
+    chosen = answer.decision.chosen
+    assert chosen is not None
     with pytest.raises(UsageError) as caught:
-        make_plan(recommend("llama-2-7b", Workload(context=512, methods=("awq",)), profile="rtx-4090"))
+        make_plan(answer, dataclasses.replace(chosen, variant=awq.variant("3bit")))
     assert caught.value.code == "not-executable"
+
+
+@pytest.fixture(scope="module")
+def gptq_plan() -> Plan:
+    return make_plan(recommend("llama-2-7b", Workload(context=512, methods=("gptq",)), profile="rtx-4090"))
+
+
+def test_a_plan_for_gptq_says_who_makes_it_with_which_text(tmp_path: Path, gptq_plan: Plan) -> None:
+    step = gptq_plan.artifact_step()
+    assert step.settings is not None and step.settings.quantizer == "gptqmodel" and step.gpu_layers > 0
+    assert step.calibration is not None and step.calibration.kind == "built-in" and step.calibration.chunks == 128
+    assert gptq_plan.tools == {"gptqmodel": "7.6.0"}
+    assert any("GPTQModel" in reason for reason in gptq_plan.reasons)
+    assert load_plan(written(tmp_path, gptq_plan)) == gptq_plan
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": None},
+        {"calibration": None},
+        {"type": "5bit"},
+        {"settings": Settings(quantizer="autoawq", format="gptq")},
+        {"settings": Settings(quantizer="gptqmodel", format="pickle")},
+        {"settings": Settings(quantizer="gptqmodel", format="gptq", compute_dtype="__import__")},
+    ],
+)
+def test_a_step_that_no_quantizer_makes_is_refused(tmp_path: Path, gptq_plan: Plan, change: dict[str, object]) -> None:
+    steps = tuple(
+        dataclasses.replace(s, **change) if s.name == "quantize" else s
+        for s in gptq_plan.steps  # type: ignore[arg-type]
+    )
+    evil = dataclasses.replace(gptq_plan, steps=steps).sealed()
+    with pytest.raises(InputError) as caught:
+        load_plan(written(tmp_path, evil))
+    assert caught.value.code == "bad-plan"
+
+
+def test_an_importance_matrix_is_no_text_for_gptq(tmp_path: Path) -> None:
+    answer = recommend("llama-2-7b", Workload(context=512, methods=("gptq",)), profile="rtx-4090")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UsageError) as caught:
+        make_plan(answer, None, Measuring(calibration=tmp_path / "m.gguf"))
+    assert caught.value.code == "no-matrix"
 
 
 def test_nothing_fits_is_an_error_with_a_hint() -> None:

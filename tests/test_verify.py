@@ -27,7 +27,8 @@ from planner.core.measurement import (
     QUANTITIES,
 )
 from planner.core.plan import Expectation
-from planner.verify.artifact import Subject, VerificationResult, verify_artifact
+from planner.verify.artifact import VerificationResult, verify_artifact
+from planner.verify.learned import Subject
 from planner.verify.report import report_document, write_report
 from planner.verify.run import run_trial
 from planner.verify.trial import MemoryTrial, Samples, SpeedTrial, TrialRequest, TrialResult
@@ -141,7 +142,7 @@ def test_a_speed_taken_on_busy_cores_is_told_and_not_learned_from(
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0) + bytes(64))
     monkeypatch.setattr("planner.verify.artifact.gguf_files", lambda artifact: (artifact,))
-    monkeypatch.setattr("planner.verify.artifact.run_trial", lambda request, progress: trial)
+    monkeypatch.setattr("planner.verify.artifact.run_trial", lambda request, **_: trial)
     found = verify_artifact(path, subject=SUBJECT, placement=Placement(context=256), hardware=MACHINE)
     assert found.measured[DECODE].value == 10
     assert any("busy" in note for note in found.notes) == noted

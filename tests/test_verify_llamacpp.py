@@ -31,7 +31,8 @@ from planner.core.measurement import (
 from planner.core.plan import Expectation
 from planner.execute import process
 from planner.verify import run
-from planner.verify.artifact import Subject, verify_artifact
+from planner.verify.artifact import verify_artifact
+from planner.verify.learned import Subject
 from planner.verify.run import run_trial
 from planner.verify.trial import QualityTrial, TrialRequest
 from tests import verify_fixtures as fixtures
@@ -284,7 +285,7 @@ def subject(type_name: str) -> Subject:
 
 
 def test_verify_artifact_measures_everything(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("planner.verify.artifact._REMEMBER_SHARE", 0)  # the tests may run on a busy machine
+    monkeypatch.setattr("planner.verify.crowding.REMEMBER_SHARE", 0)  # the tests may run on a busy machine
     size = files.q4.stat().st_size
     expected = [
         Expectation(quantity=FILE_BYTES, predicted=size, low=size, high=size, basis="formula", source="test"),

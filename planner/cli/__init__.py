@@ -35,11 +35,12 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("serve", "start the right server with a plan's settings, or print how"),
     "wizard": ("wizard", "go from this machine to a verified model, screen by screen"),
     "calibrate": ("calibrate", "measure how fast this machine is, for all later estimates"),
+    "tune": ("tune", "search the best settings of a model by measuring"),
     "probe": ("probe", "show what this machine has"),
     "models": ("models", "list the models known by name, or show one"),
     "methods": ("methods", "list the quantization methods"),
     "profiles": ("profiles", "list the captured machines"),
-    "measurements": ("measurements", "list or export what was measured here"),
+    "measurements": ("measurements", "list, share, import and compare what was measured"),
     "doctor": ("doctor", "check this installation"),
 }
 

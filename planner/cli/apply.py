@@ -141,6 +141,10 @@ class Watching:
         """A step begins."""
         return self._task(f"{step.name} → {step.output}")
 
+    def told(self, text: str) -> None:
+        """What an interrupted run left, and what is done with it."""
+        self._say(text)
+
     def finished(self, step: Step, receipt: Receipt, *, reused: bool) -> None:
         """A step is done."""
         how = "is there already" if reused else f"in {format_seconds(receipt.seconds)}"

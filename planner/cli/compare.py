@@ -42,11 +42,16 @@ def command(runs: tuple[str, ...], output: str | None, as_json: bool) -> int:
 def show(runs: tuple[Run, ...]) -> None:
     """A row for each quantity and a column for each run: measured, and what had been predicted below it."""
     named = table("quantity", *(f"{run.report.name}>" for run in runs))
+    named.add_row(
+        "runtime", *(run.report.measured_variant.runtime if run.report.measured_variant else "-" for run in runs)
+    )
     named.add_row("bits per weight", *(f"{run.bits.bits_per_weight:.3f}" if run.bits else "-" for run in runs))
     for name in QUANTITIES:
         judged = [{verdict.quantity: verdict for verdict in run.report.verdicts}.get(name) for run in runs]
         cells = [_cell(name, run.report.measured.get(name), known) for run, known in zip(runs, judged, strict=True)]
         named.add_row(TITLES[name], *cells)
+    tops = (run.report.same_top_fraction for run in runs)
+    named.add_row("same top token", *("-" if top is None else f"{top:.2%}" for top in tops))
     console().print(named)
     console().print("[dim]measured, below it the 95 % range that the plan expected[/]")
 

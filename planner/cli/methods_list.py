@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from planner.execute.environments import Status
     from planner.methods import MethodRow
+    from planner.methods.quantizers import Way
     from planner.runtimes.kernels import Kernel, Runtime
     from planner.runtimes.service import Server
 
@@ -56,12 +57,15 @@ def _document(rows: tuple[MethodRow, ...], shown: tuple[Kernel, ...], found: tup
     from planner import FORMAT_VERSION
     from planner.core.codec import encode
     from planner.execute.preflight import missing_packages
+    from planner.methods import quantizers
     from planner.runtimes import kernels
 
     return {
         "format_version": FORMAT_VERSION,
         "methods": [{**encode(row), "missing_packages": list(missing_packages(row.name))} for row in rows],
         "environments": [encode(row) for row in found],
+        "quantizers": [encode(row) for row in quantizers.quantizers()],
+        "ways": [encode(way) for way in quantizers.ways() if way.method in {row.name for row in rows}],
         "runtimes": [encode(row) for row in kernels.runtimes()],
         "servers": [_server_document(row) for row in _servers()],
         "kernels": [encode(row) for row in shown],
@@ -161,8 +165,37 @@ def needs_of_device(row: Kernel) -> str:
     return f"{device}{f' {row.min_capability}+' if row.min_capability else only}"
 
 
+def _ways(out: Console, method: str) -> None:
+    """The programs that make a method's artifacts, in the order in which they are taken."""
+    from planner.methods import quantizers
+
+    for way in quantizers.ways():
+        if way.method != method:
+            continue
+        row = quantizers.quantizer(way.quantizer)
+        out.print(f"[bold]{row.name}[/]  {row.title} {row.version} makes {way.format}".rstrip())
+        out.print(f"  {escape(way.why)}")
+        out.print(f"  takes: {escape(_taken(way))}")
+        if way.trap:
+            out.print(f"  known: {escape(way.trap)}")
+        out.print(f"  [dim]{escape(row.source)} ({row.date})[/]\n")
+
+
+def _taken(way: Way) -> str:
+    """The settings of a way in words."""
+    parts = [f"types {', '.join(way.types)}"]
+    parts += [f"groups {', '.join(map(str, way.group_sizes))}"] if way.group_sizes else []
+    if way.method in ("awq", "gptq"):
+        words: dict[tuple[bool, ...], str] = {(True,): "symmetric", (False,): "with zero points"}
+        parts.append(words.get(way.symmetric, "symmetric or with zero points"))
+    parts += ["act-order or none"] if way.act_order == (True, False) else []
+    parts += [f"compute dtypes {', '.join(way.compute_dtypes)}"] if way.compute_dtypes else []
+    return "; ".join(parts)
+
+
 def _in_detail(out: Console, method: MethodRow, shown: tuple[Kernel, ...]) -> None:
     out.print(f"{escape(method.title)}, {method.licence or 'no licence of its own'} [dim]{escape(method.source)}[/]\n")
+    _ways(out, method.name)
     for row in shown:
         out.print(f"[bold]{row.id}[/]  {row.kernel} in {row.runtime}, {_speed(row)}")
         out.print(f"  {escape(row.text)}")

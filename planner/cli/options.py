@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import click
 
 from planner.core.errors import UsageError
 from planner.core.units import parse_bytes
-from planner.core.workload import KV_TYPES, OBJECTIVES, Workload
+from planner.core.workload import COMPUTE_DTYPES, KV_TYPES, LAYOUTS, OBJECTIVES, Quantizing, Workload
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -84,6 +85,13 @@ _WORKLOAD = (
     click.option("--gpu-layers", type=GpuLayers(), help="Layers on the GPU; default: the most that fit."),
     click.option("--prompt-tokens", type=click.IntRange(1), default=512, show_default=True, help="Prompt to prefill."),
     click.option("--threads", type=click.IntRange(1), help="CPU threads; default: the fast physical cores."),
+    click.option("--quantizer", metavar="NAME", help="Program that makes AWQ or GPTQ (`qplan methods awq`)."),
+    click.option("--group-size", type=int, help="AWQ, GPTQ: weights per scale; -1: a whole row."),
+    click.option("--act-order/--no-act-order", default=None, help="GPTQ: columns in order of their weight."),
+    click.option("--symmetric/--asymmetric", default=None, help="AWQ, GPTQ: without or with zero points."),
+    click.option("--layout", type=click.Choice(LAYOUTS), help="AWQ: layout for one kernel or the other."),
+    click.option("--double-quant/--no-double-quant", "double_quantization", default=None, help="NF4, FP4: scales too."),
+    click.option("--compute-dtype", type=click.Choice(COMPUTE_DTYPES), help="NF4, FP4: what is multiplied in."),
     click.option("--cpu-only", is_flag=True, help="Leave the GPUs alone."),
     click.option(
         "--imatrix",
@@ -98,6 +106,7 @@ _WORKLOAD = (
 IMATRIX_WISHES = ("auto", "on", "off")
 _MATRIX_KEY = "qplan.imatrix"
 
+_QUANTIZING = tuple(field.name for field in dataclasses.fields(Quantizing))
 _FIELDS = (
     "context",
     "objective",
@@ -112,6 +121,7 @@ _FIELDS = (
     "threads",
     "cpu_only",
     "imatrix",
+    *_QUANTIZING,
 )
 
 
@@ -141,6 +151,7 @@ def workload(
     **same: Any,
 ) -> Workload:
     """The workload of the options; a context that was not given may be shortened. ``--imatrix FILE`` means on."""
+    quantizing = Quantizing(**{name: same.pop(name, None) for name in _QUANTIZING})
     return Workload(
         context=context or Workload().context,
         context_fixed=context is not None,
@@ -149,6 +160,7 @@ def workload(
         methods=names(methods),
         types=names(types),
         imatrix=imatrix if imatrix in IMATRIX_WISHES else "on",
+        quantizing=quantizing,
         **same,
     )
 

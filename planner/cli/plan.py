@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from planner.cli.finetuning import finetune_options
 from planner.cli.options import (
     Bytes,
     Finite,
@@ -36,13 +37,16 @@ if TYPE_CHECKING:
     metavar="FILE|DIR|hub:ORG/NAME",
     help="Text to calibrate with, or a dataset, hub:ORG/NAME[@REVISION][:SPLIT[:COLUMN]]; default: qplan's own.",
 )
-@click.option("--calibration-chunks", type=click.IntRange(1), help="512-token chunks of it to use; default: 128.")
+@click.option("--calibration-chunks", type=click.IntRange(1), help="Chunks of it to use; default: 128.")
+@click.option("--calibration-tokens", type=click.IntRange(8), help="AWQ, GPTQ: tokens of a chunk; default: 512.")
 @click.option(
     "--probes", type=click.IntRange(1), help="Parts of the model to probe for a mixture; default: 10 minutes'."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws the chunks.")
 @profile_option
+@click.option("--dataset", metavar="FILE", help="Finetune: .jsonl or text to train with; default: a smoke test.")
 @workload_options
+@finetune_options
 @json_option
 def command(model: str, output: str, profile: str | None, workload: Workload, as_json: bool, **wishes: Any) -> int:
     """Write the recommendation for MODEL as a plan that `qplan apply` carries out.
@@ -60,10 +64,11 @@ def command(model: str, output: str, profile: str | None, workload: Workload, as
     check_replaceable(path, "content_sha256")
     answer = recommend(model, workload, profile=profile, output=path.absolute().parent, measure=True)
     made = _made(answer, wishes)
-    if needed := conversion_note(answer.model):
+    if answer.finetuning is None and (needed := conversion_note(answer.model)):
         click.echo(f"note: {needed}", err=True)
     chosen = answer.decision.chosen
-    if chosen is not None and chosen.variant.method != made.variant.method:
+    ranks_first = chosen is not None and answer.finetuning is None
+    if chosen is not None and ranks_first and chosen.variant.method != made.variant.method:
         note = f"{chosen.variant.label()} ranks first, but this version cannot carry {chosen.variant.method} out"
         click.echo(f"note: {note}; planned for {made.variant.label()}", err=True)
     save_plan(made, path)
@@ -102,8 +107,10 @@ def _made(answer: Recommendation, wishes: dict[str, Any]) -> Plan:
     measuring = Measuring(
         calibration=existing(text) if text else matrix,
         chunks=wishes["calibration_chunks"],
+        chunk_tokens=wishes["calibration_tokens"],
         seed=wishes["seed"],
         probes=wishes["probes"],
         target_bytes=target,
+        dataset=existing(wishes["dataset"]) if wishes["dataset"] else None,
     )
     return make_plan(answer, candidate, measuring)

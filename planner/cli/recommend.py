@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli import what_if
+from planner.cli import finetuning, what_if
+from planner.cli.finetuning import finetune_options
 from planner.cli.options import json_option, profile_option, verbose_option, workload_options
 from planner.cli.output import console, escape, print_json, table
 from planner.core.candidate import method_and_type
@@ -45,6 +46,7 @@ LEFT_OUT_WHEN_NARROW = ("file>", "layers>", "KV")
 @click.argument("model")
 @profile_option
 @workload_options
+@finetune_options
 @click.option("--what-if", "only_what_if", is_flag=True, help="Only: layers that fit by context and KV cache type.")
 @verbose_option
 @json_option
@@ -69,14 +71,19 @@ def command(
         what_if.show(console(), answer, found, name=True)
     else:
         show(answer, verbose=verbose, found=found)
-    return Exit.DONE if answer.decision.chosen else Exit.NOTHING_FITS
+    return Exit.DONE if answer.fits else Exit.NOTHING_FITS
 
 
 def show(answer: Recommendation, *, verbose: bool, found: WhatIf | None = None) -> None:
     """The recommendation as a page: the machine, the choice, why, the alternatives, the commands."""
     out = console()
     _heading(out, answer)
+    if answer.finetuning is not None:
+        finetuning.show(out, answer, answer.finetuning, verbose=verbose)
     chosen = answer.decision.chosen
+    if chosen is None and answer.fits:
+        out.print("Run the trained model in another format: `qplan recommend` without --objective says which.")
+        return
     if chosen is None:
         _nothing_fits(out, answer)
         return

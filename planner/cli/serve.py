@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planner.cli.options import Finite, GpuLayers, existing, json_option
-from planner.core.errors import Exit
+from planner.core.errors import Exit, UsageError
 from planner.core.workload import KV_TYPES
 
 if TYPE_CHECKING:
@@ -49,8 +49,12 @@ def command(target: str, form: str | None, server: str | None, timeout: float, a
     It prints the URL once the server answers, and Ctrl-C ends both (exit code 130). Nothing that a plan says is run:
     the program and its options are qplan's.
     """
+    from planner.workflow.finetuning import adapter_commands
     from planner.workflow.serving import prepare, print_text, start
 
+    adapter = adapter_commands(existing(target), existing(given["output"]) if given["output"] else None)
+    if adapter is not None:
+        return _adapter(adapter, form, as_json)
     prepared = prepare(existing(target), _options(server, given), to_run=form is None)
     for note in prepared.notes:
         click.echo(f"note: {note}", err=True)
@@ -61,6 +65,30 @@ def command(target: str, form: str | None, server: str | None, timeout: float, a
     click.echo(f"starting {prepared.server.name} with {prepared.service.target}", err=True)
     start(prepared, _announce(prepared, as_json), lambda note: click.echo(f"note: {note}", err=True), timeout)
     click.echo("stopped", err=True)
+    return Exit.DONE
+
+
+def _adapter(commands: dict[str, str], form: str | None, as_json: bool) -> int:
+    """Print how a fine-tuned adapter is used.
+
+    Raises:
+        UsageError: it was to be started.
+    """
+    if form is None:
+        raise UsageError(
+            "an adapter is served beside its model, which qplan does not start",
+            hint="`--print command` shows how vLLM, transformers and llama.cpp use it, and how to merge it",
+            code="adapter",
+        )
+    chosen = {"python": ("transformers", "merge"), "docker": ("vllm",), "kubernetes": ("vllm",), "modelfile": ("gguf",)}
+    kept = {name: text for name, text in commands.items() if name in chosen.get(form, tuple(commands))}
+    if as_json:
+        from planner import FORMAT_VERSION
+
+        click.echo(json.dumps({"format_version": FORMAT_VERSION, "form": form, "commands": kept}))
+        return Exit.DONE
+    for name, text in kept.items():
+        click.echo(f"# {name}\n{text}\n")
     return Exit.DONE
 
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 @click.command("verify")
 @click.argument("target")
-@click.option("--reference", metavar="PATH", help="The 16-bit GGUF file, or the checkpoint, to compare quality with.")
+@click.option(
+    "--reference", metavar="PATH", help="The 16-bit model to compare quality with: a checkpoint or GGUF file."
+)
 @click.option("--text", metavar="FILE", help="Held-out text; default: the one that comes with qplan.")
 @click.option("--output", metavar="DIR", help="Where a plan's artifact lies; default: beside the plan.")
 @click.option("--seconds", type=Finite(5), default=240.0, show_default=True, help="Time to measure.")
@@ -25,13 +27,13 @@ if TYPE_CHECKING:
 def command(
     target: str, reference: str | None, text: str | None, output: str | None, seconds: float, as_json: bool
 ) -> int:
-    """Measure a GGUF file, or the artifact of a plan, and print predicted beside measured.
+    """Measure a GGUF file, a checkpoint directory or the artifact of a plan, and print predicted beside measured.
 
     What is measured is remembered and used by the next estimate on this machine.
     """
     from planner.cli.apply import Watching
     from planner.cli.show import show_report
-    from planner.workflow.applying import verify
+    from planner.workflow.verifying import verify
 
     path = existing(target)
     plan = _plan(path) if path.suffix == ".json" else None

@@ -32,6 +32,14 @@ class Variant:
     """Weights per scale; -1 is a whole row; ``None`` where the type fixes it."""
     imatrix: bool = False
     act_order: bool = False
+    symmetric: bool = True
+    """AWQ, GPTQ: whole numbers around zero; False: each group has a zero point of its own."""
+    double_quantization: bool = False
+    """bitsandbytes: the scales of 4-bit blocks are quantized too."""
+    compute_dtype: str | None = None
+    """bitsandbytes: what its 4-bit layers multiply in."""
+    quantizer: str | None = None
+    """The program that makes it (``data/quantizers.toml``); ``None`` where the format has one only."""
     recipe: tuple[tuple[str, str], ...] = ()
     """Tensor and ggml type of each, for a mixture made to a size; empty: the type's own mix."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,14 @@ def keeps_progress(output: Path) -> bool:
         return False
 
 
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; what is not there is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def leave_only_progress(outputs: Sequence[Path]) -> None:
     """Remove what an interrupted step left of ``outputs``, unless a journal beside the first tells how far they are.
 
@@ -37,7 +46,7 @@ def leave_only_progress(outputs: Sequence[Path]) -> None:
     if keeps_progress(outputs[0]):
         return
     for output in outputs:
-        partial_path(output).unlink(missing_ok=True)
+        remove(partial_path(output))
     journal_path(outputs[0]).unlink(missing_ok=True)
 
 
@@ -93,5 +102,7 @@ class Job:
     pins: dict[str, str] | None = None
     """SHA-256 that the weight files must have, by name; the step that reads them checks it."""
     threads: int = 1
+    calibration_text: str | None = None
+    """The text of ``step.calibration``, which was checked against its hash."""
     llama_cpp_directory: str | None = None
     """A llama.cpp checkout whose convert script handles families that qplan does not."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from planner.core.hardware import STRICT
 from planner.core.rates import NO_RATES, Rates
+from planner.core.tuned import Tuned
 
 DECODE = "decode_tokens_per_second"
 PREFILL = "prefill_tokens_per_second"
@@ -21,6 +22,10 @@ CONVERT_RATE = "convert_weights_per_second"
 ONE_PASS_RATE = "one_pass_weights_per_second"
 """Weights of the model over the whole time of a step. ``predicted`` is the formula's rate without corrections, so that
 corrections do not compound; ``weights_bytes`` holds the number of weights."""
+TRAINABLE_PARAMETERS = "trainable_parameters"
+TRAINING_RATE = "training_tokens_per_second"
+LOSS_RATIO = "loss_ratio"
+"""Of a fine-tuning: loss on held-back text after it over the loss before."""
 QUANTITIES = (FILE_BYTES, PEAK_MEMORY, PREFILL, DECODE, PERPLEXITY_RATIO, KL_DIVERGENCE)
 
 
@@ -83,6 +88,8 @@ class Calibration:
     measurements: tuple[Measurement, ...] = ()
     rates: Rates = NO_RATES
     """What ``qplan calibrate`` found."""
+    tuned: tuple[Tuned, ...] = ()
+    """What ``qplan tune`` found, newest last."""
 
     def of(self, quantity: str) -> tuple[Measurement, ...]:
         """Measurements of one quantity, newest last."""

@@ -9,10 +9,12 @@ from typing import ClassVar
 from planner.core.candidate import Placement, Variant
 from planner.core.codec import content_sha256, decode, encode
 from planner.core.estimates import Estimate, Prediction
+from planner.core.finetuning import FinetuneSettings
 from planner.core.hardware import STRICT
 from planner.core.workload import Workload
 
-STEP_KINDS = ("convert", "imatrix", "sensitivity", "quantize", "verify")
+FINETUNE = "finetune"
+STEP_KINDS = ("convert", "imatrix", "sensitivity", "quantize", FINETUNE, "verify")
 
 BUILT_IN, TEXT, MATRIX = "built-in", "text", "imatrix"
 """Kinds of :class:`CalibrationSource`: the text that comes with qplan, a text of the user's, and a finished matrix."""
@@ -31,9 +33,25 @@ class CalibrationSource:
     sha256: str
     size_bytes: int
     chunks: int | None = None
-    """Chunks of 512 tokens that are used; ``None``: all."""
+    """Chunks that are used; ``None``: all."""
+    chunk_tokens: int = 512
     seed: int = 0
     """Draws the chunks where not all are used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a step makes the layers of a safetensors artifact, beside its type and group size."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    quantizer: str
+    """A name in ``data/quantizers.toml``, which tells the environment that it runs in."""
+    format: str
+    symmetric: bool = True
+    act_order: bool = False
+    double_quantization: bool = False
+    compute_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +71,10 @@ class Step:
     output: str | None = None
     type: str | None = None
     group_size: int | None = None
+    settings: Settings | None = None
+    """Of a step that makes a safetensors artifact."""
+    finetune: FinetuneSettings | None = None
+    """Of a step that trains an adapter; ``calibration`` is its data."""
     imatrix: str | None = None
     """Name of the step that makes the importance matrix."""
     calibration: CalibrationSource | None = None
@@ -200,6 +222,10 @@ class Plan:
     def artifact_step(self) -> Step:
         """The step that makes the artifact."""
         return next(step for step in self.steps if step.output == self.artifact)
+
+    def finetune_step(self) -> Step | None:
+        """The step that trains an adapter, if the plan is for one."""
+        return next((step for step in self.steps if step.kind == FINETUNE), None)
 
     def reference_steps(self) -> tuple[Step, ...]:
         """The step whose 16-bit output quality is measured against, if the plan makes one."""

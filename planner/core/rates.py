@@ -59,6 +59,9 @@ MODEL_DECODE_MASK = "model_decode_mask_seconds"
 MODEL_PREFILL_MASK = "model_prefill_mask_seconds"
 """The same per token of a prompt and cached token."""
 
+ALIKE = 0.03
+"""Two runs of one case on a quiet machine differ by about 2 %: within this, two thread counts are as fast."""
+
 CPU = "cpu"
 """The device of a rate of the host's cores."""
 
@@ -154,6 +157,23 @@ class Rates:
         """Those of one type, by threads."""
         found = [rate for rate in self.of(work, device, model_sha256) if rate.type == type_]
         return sorted(found, key=lambda rate: (rate.threads, rate.tokens))
+
+    def best_threads(self, usual: int | None = None) -> int | None:
+        """Thread count with the fastest decode of the type that was measured with the most counts.
+
+        Args:
+            usual: a count that is kept where it is no more than :data:`ALIKE` slower than the fastest.
+        """
+        cases: dict[tuple[str, str, str], list[Rate]] = {}
+        for rate in self.entries:
+            if rate.work in (DECODE_WEIGHTS, MODEL_DECODE_LAYER) and rate.device == CPU:
+                cases.setdefault((rate.work, rate.type, rate.model_sha256), []).append(rate)
+        most = max(cases.values(), key=len, default=[])
+        if len(most) < 2:
+            return None
+        seconds = {rate.threads: 1 / rate.value if rate.work == DECODE_WEIGHTS else rate.value for rate in most}
+        best = min(seconds, key=lambda count: seconds[count])
+        return usual if usual in seconds and seconds[usual] <= (1 + ALIKE) * seconds[best] else best
 
     def __bool__(self) -> bool:
         return bool(self.entries)

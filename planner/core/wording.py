@@ -12,11 +12,14 @@ from planner.core.measurement import (
     DECODE,
     FILE_BYTES,
     KL_DIVERGENCE,
+    LOSS_RATIO,
     PEAK_MEMORY,
     PERPLEXITY_RATIO,
     PREFILL,
     QUANTIZE_RATE,
     STEP_SECONDS,
+    TRAINABLE_PARAMETERS,
+    TRAINING_RATE,
 )
 from planner.core.units import format_bytes, format_count, format_rate, format_seconds
 
@@ -30,6 +33,9 @@ TITLES = {
     STEP_SECONDS: "time",
     CONVERT_RATE: "convert, weights/s",
     QUANTIZE_RATE: "quantize, weights/s",
+    TRAINABLE_PARAMETERS: "trained weights",
+    TRAINING_RATE: "training, tokens/s",
+    LOSS_RATIO: "loss after / before",
 }
 """What a measured quantity is called at the head of a row."""
 
@@ -44,7 +50,9 @@ def quantity(name: str, value: float | None) -> str:
         return format_seconds(value)
     if name in {CONVERT_RATE, QUANTIZE_RATE}:
         return format_count(value)
-    return format_rate(value) if name in {PREFILL, DECODE} else f"{value:.4f}"
+    if name == TRAINABLE_PARAMETERS:
+        return f"{value:,.0f}"
+    return format_rate(value) if name in {PREFILL, DECODE, TRAINING_RATE} else f"{value:.4f}"
 
 
 def ranged(prediction: Prediction | None, show: Callable[[float], str]) -> str:

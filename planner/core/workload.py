@@ -5,10 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from planner.core.finetuning import FinetuneWish
 from planner.core.hardware import STRICT
 
 OBJECTIVES = ("balanced", "quality", "speed", "memory", "finetune")
 KV_TYPES = ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "f32")
+
+
+LAYOUTS = ("gemm", "gemv")
+"""Of AWQ: how its weights lie for a kernel."""
+COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
+"""Of bitsandbytes' 4-bit layers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantizing:
+    """What a person wants of AWQ, GPTQ and bitsandbytes; ``None``: what the method does unasked."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    quantizer: str | None = None
+    """The program: a name in ``data/quantizers.toml``."""
+    group_size: int | None = None
+    layout: str | None = None
+    """``gemm`` or ``gemv``."""
+    act_order: bool | None = None
+    symmetric: bool | None = None
+    double_quantization: bool | None = None
+    compute_dtype: str | None = None
+
+
+_NO_WISH = FinetuneWish()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +68,10 @@ class Workload:
     flash_attention: bool = True
     threads: int | None = None
     cpu_only: bool = False
+    quantizing: Quantizing = Quantizing()
     imatrix: str = "auto"
     """Of GGUF types: ``auto`` where one is demanded or pays, ``on`` for all, ``off`` for none."""
+    finetuning: FinetuneWish = _NO_WISH
+    """Of the objective ``finetune``."""
     memory_margin_fraction: float = 0.06
     """Share of each device's usable memory that is left free."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from planner.decide import explain, rank, rules
-from planner.decide.candidates import enumerate_candidates
+from planner.decide.candidates import enumerate_candidates, restricted
 
 if TYPE_CHECKING:
     from planner.core.candidate import Candidate, Rejection, TraceEntry
@@ -37,5 +37,5 @@ def decide(
     trace = rules.trace(ranked, spoken, hardware, workload)
     if not ranked:
         return Decision(chosen=None, alternatives=(), rejected=rejected + refused, trace=trace)
-    explained = explain.with_reasons(ranked, model, workload)
+    explained = explain.with_reasons(ranked, model, restricted(hardware, workload), workload, calibration)
     return Decision(chosen=explained[0], alternatives=explained[1:], rejected=rejected + refused, trace=trace)

@@ -12,11 +12,13 @@ from planner.core.hardware import HardwareProfile
 from planner.core.measurement import Calibration
 from planner.core.model import ModelSpec
 from planner.core.workload import Workload
+from planner.decide import settings
 from planner.estimate import estimate, kv_cache
 from planner.estimate.memory import memory
 from planner.estimate.offload import best_offload, split_that_holds
 from planner.estimate.placement import shortage
-from planner.methods import gguf
+from planner.methods import gguf, wishes
+from planner.runtimes import kernels
 
 Found = Candidate | Rejection
 
@@ -33,7 +35,8 @@ def enumerate_candidates(
         kv_cache.check_type(model, workload.kv_type)
     machine = restricted(hardware, workload)
     found: list[Found] = []
-    for variant in wanted_variants(model, workload):
+    for wanted in wanted_variants(model, workload):
+        variant = kernels.fitting(wanted, machine)
         blockers = _needs_checkpoint(model, variant) or methods.get(variant.method).blockers(model, variant, machine)
         found += blockers[:1] or [_place(model, variant, machine, workload, calibration)]
     fitting = tuple(item for item in found if isinstance(item, Candidate))
@@ -64,7 +67,7 @@ def restricted(hardware: HardwareProfile, workload: Workload) -> HardwareProfile
 def wanted_variants(model: ModelSpec, workload: Workload) -> Iterator[Variant]:
     """Variants of the methods and types that the workload allows."""
     for name in workload.methods or methods.names():
-        for variant in methods.get(name).variants(model):
+        for variant in wishes.variants(name, model, workload):
             if workload.types is None or variant.type.lower() in {t.lower() for t in workload.types}:
                 yield _with_imatrix(model, variant, workload.imatrix)
 
@@ -87,10 +90,11 @@ def _place(
     """The best placement of a variant, or why there is none."""
     tried: list[tuple[Placement, MemoryEstimate]] = []
     no_kernel: list[Rejection] = []
-    for placement in placements(model, variant, hardware, workload):
+    for placement in placements(model, variant, hardware, workload, calibration):
         kernel = methods.get(variant.method).kernel(model, variant, placement, hardware)
-        if isinstance(kernel, Rejection):
-            no_kernel.append(kernel)
+        refused = kernel if isinstance(kernel, Rejection) else kernels.unasked(variant, kernel, workload.methods)
+        if isinstance(kernel, Rejection) or refused is not None:
+            no_kernel += filter(None, (refused,))
             continue
         used = memory(model, variant, placement, hardware)
         if shortage(used, workload.memory_margin_fraction) is None:
@@ -103,25 +107,34 @@ def _place(
 
 
 def placements(
-    model: ModelSpec, variant: Variant, hardware: HardwareProfile, workload: Workload
+    model: ModelSpec,
+    variant: Variant,
+    hardware: HardwareProfile,
+    workload: Workload,
+    calibration: Calibration | None = None,
 ) -> Iterator[Placement]:
-    """Placements to try, best first: whole on the GPUs with an exact KV cache, then a q8_0 one, then parted."""
-    base = Placement(
+    """Placements to try, best first: whole on the GPUs with an exact KV cache, then a q8_0 one, then parted.
+
+    What was tuned here for the model comes before all.
+    """
+    tuned = settings.tuned(model, variant, hardware, calibration)
+    usual = Placement(
         context=workload.context,
         kv_type=workload.kv_type or "f16",
         ubatch=workload.ubatch,
         flash_attention=workload.flash_attention,
         sequences=workload.concurrency,
-        threads=workload.threads or hardware.cpu.inference_threads(),
+        threads=settings.threads(model, variant, hardware, workload, calibration).count,
         depth=workload.depth,
         prompt_tokens=workload.prompt_tokens,
     )
+    base = settings.with_tuned(usual, tuned, workload)
     if variant.format != "gguf":
-        yield from _whole_gpu(model, base, hardware)
+        yield from _whole_gpu(model, base, hardware) if hardware.gpus else (base,)
         return
-    kv_types = (workload.kv_type,) if workload.kv_type else _kv_types(model)
+    kv_types = (workload.kv_type,) if workload.kv_type else tuple(dict.fromkeys((base.kv_type, *_kv_types(model))))
     if not hardware.gpus:
-        yield from (dataclasses.replace(base, kv_type=kv) for kv in kv_types)
+        yield from (with_kv_type(base, kv) for kv in kv_types)
         return
     counts, margin = sorted({1, len(hardware.gpus)}), workload.memory_margin_fraction
     full = model.offloadable_count
@@ -129,15 +142,24 @@ def placements(
         layers = min(workload.gpu_layers, full)
         yield dataclasses.replace(base, gpu_layers=layers, gpu_count=len(hardware.gpus))
         return
+    as_tuned = settings.tuned_layers(base, tuned, model, workload)
+    if as_tuned is not None:
+        yield as_tuned
     for kv in kv_types:
         for count in counts:
-            all_layers = dataclasses.replace(base, kv_type=kv, gpu_layers=full, gpu_count=count)
+            all_layers = dataclasses.replace(with_kv_type(base, kv), gpu_layers=full, gpu_count=count)
             yield split_that_holds(model, variant, all_layers, hardware, margin) or all_layers
     for kv in kv_types:
-        parted = dataclasses.replace(base, kv_type=kv, gpu_count=len(hardware.gpus))
+        parted = dataclasses.replace(with_kv_type(base, kv), gpu_count=len(hardware.gpus))
         found = best_offload(model, variant, parted, hardware, margin)
         if found is not None:
             yield found
+
+
+def with_kv_type(base: Placement, kv_type: str) -> Placement:
+    """``base`` with another KV cache, and with flash attention where llama.cpp demands it."""
+    flash = base.flash_attention or (kv_type != base.kv_type and kv_type not in settings.EXACT_KV)
+    return dataclasses.replace(base, kv_type=kv_type, flash_attention=flash)
 
 
 def _kv_types(model: ModelSpec) -> tuple[str, ...]:

@@ -5,24 +5,34 @@ from __future__ import annotations
 import dataclasses
 
 from planner.core.candidate import Candidate
+from planner.core.hardware import HardwareProfile
+from planner.core.measurement import Calibration
 from planner.core.model import ModelSpec
 from planner.core.units import format_bytes, format_rate
 from planner.core.workload import Workload
+from planner.decide import settings
 from planner.decide.rank import memory_bytes, quality_ratio
 from planner.decide.rules import whole_in_vram
 
 
-def with_reasons(ranked: tuple[Candidate, ...], model: ModelSpec, workload: Workload) -> tuple[Candidate, ...]:
+def with_reasons(
+    ranked: tuple[Candidate, ...],
+    model: ModelSpec,
+    hardware: HardwareProfile,
+    workload: Workload,
+    calibration: Calibration | None,
+) -> tuple[Candidate, ...]:
     """The same candidates, the first with the reasons for it, the others with how they differ from it."""
-    first = dataclasses.replace(ranked[0], reasons=_why(ranked, model, workload))
+    how_set = settings.reason(ranked[0], model, hardware, workload, calibration)
+    first = dataclasses.replace(ranked[0], reasons=_why(ranked, model, workload, how_set))
     rest = (dataclasses.replace(c, reasons=(difference(c, ranked[0]),)) for c in ranked[1:])
     return (first, *rest)
 
 
-def _why(ranked: tuple[Candidate, ...], model: ModelSpec, workload: Workload) -> tuple[str, ...]:
+def _why(ranked: tuple[Candidate, ...], model: ModelSpec, workload: Workload, how_set: str) -> tuple[str, ...]:
     chosen = ranked[0]
-    reasons = [_fit_reason(chosen, model), _speed_reason(chosen), _quality_reason(chosen)]
-    if chosen.placement.kv_type == "q8_0" and workload.kv_type is None:
+    reasons = [_fit_reason(chosen, model), _speed_reason(chosen), _quality_reason(chosen), how_set]
+    if chosen.placement.kv_type == "q8_0" and workload.kv_type is None and "KV q8_0" not in how_set:
         reasons.append("the KV cache is q8_0, because an f16 one leaves no room for this placement")
     if len(ranked) > 1:
         reasons.append(f"next best is {ranked[1].variant.label()}: {difference(ranked[1], chosen)}")

@@ -191,6 +191,8 @@ def peak_memory_bytes(
     made = memory(model, variant, placement, hardware)
     if made.devices:
         return _gpu_peak(made.devices[0])
+    if variant.format != "gguf":
+        return served_memory.cpu_peak_memory_bytes(model, variant, placement, hardware)
     return cpu_peak_memory_bytes(model, variant, placement, hardware)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import lru_cache
 
 from planner.core.candidate import Placement, Variant
-from planner.core.estimates import DeviceMemory, MemoryEstimate
+from planner.core.estimates import DeviceMemory, MemoryEstimate, Prediction
 from planner.core.hardware import Gpu, HardwareProfile
 from planner.core.model import ModelSpec
 from planner.core.units import MIB, pad
-from planner.estimate import weights
+from planner.estimate import torch_cpu, weights
 
 BLOCK_TOKENS = 16
 """Tokens of one KV block, https://docs.vllm.ai/en/latest/configuration/engine_args.html (``--block-size``)."""
@@ -33,12 +33,13 @@ def memory(
     total = _weights(model, variant)
     cache, work = cache_bytes(model, placement), activation_bytes(model, placement)
     if not gpus:
+        extra = torch_cpu.extra_bytes(model, variant, hardware).value if variant.runtime == "transformers" else 0.0
         host = DeviceMemory(
             name="host",
-            weights_bytes=total,
+            weights_bytes=round(total * torch_cpu.width_factor(variant, hardware)),
             kv_cache_bytes=cache,
             compute_bytes=work,
-            overhead_bytes=HOST_BYTES,
+            overhead_bytes=HOST_BYTES + round(extra),
             capacity_bytes=hardware.memory.usable_bytes(),
         )
         return MemoryEstimate(devices=(), host=host)
@@ -56,6 +57,14 @@ def memory(
     )
     host = DeviceMemory(name="host", overhead_bytes=HOST_BYTES, capacity_bytes=hardware.memory.usable_bytes())
     return MemoryEstimate(devices=devices, host=host)
+
+
+def cpu_peak_memory_bytes(
+    model: ModelSpec, variant: Variant, placement: Placement, hardware: HardwareProfile
+) -> Prediction:
+    """Peak resident set that a run on the CPU adds to a process which has torch and the quantizer imported."""
+    host = memory(model, variant, placement, hardware, ()).host
+    return torch_cpu.peak_memory(host, HOST_BYTES, torch_cpu.extra_bytes(model, variant, hardware))
 
 
 @lru_cache(maxsize=512)

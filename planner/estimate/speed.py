@@ -10,7 +10,7 @@ from planner.core.estimates import CALIBRATED, FORMULA, PUBLISHED, Prediction, S
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import DECODE, PREFILL, Calibration
 from planner.core.model import ModelSpec
-from planner.estimate import speed_calibrated, speed_formula, speed_measured, speed_published
+from planner.estimate import speed_calibrated, speed_formula, speed_measured, speed_published, torch_cpu
 from planner.estimate.speed_model import device_factor, document, interval, stratum, unmeasured_labels
 from planner.estimate.speed_site import Site, Timing, site
 from planner.estimate.speed_work import Work, work
@@ -169,12 +169,14 @@ def _fitted(load: Work, timing: Timing, where: Site, quantity: str) -> Predictio
     value = _rate(load, timing, quantity)
     device = where.gpus[0].device if where.gpus else None
     factor = None if timing.split or len(where.gpus) != 1 else device_factor(timing.fit, device, timing.case.backend)
-    labels = unmeasured_labels(timing.fit, timing.case) if factor is None else ("known-device", stratum(timing.case))
-    low, high = interval(timing.fit, *(("split",) if timing.split else labels))
+    labels: tuple[str, ...] = ("known-device", stratum(timing.case))
+    if factor is None and timing.interval is None:
+        labels = unmeasured_labels(timing.fit, timing.case)
+    low, high = timing.interval or interval(timing.fit, *(("split",) if timing.split else labels))
     if where.bandwidth_assumed and (timing.split or not where.gpus):
         low, high = low - log(ASSUMED_SPREAD), high + log(ASSUMED_SPREAD)
     value *= factor or 1.0
-    source = str(document()["source"])
+    source = str(document()["source"]) if timing.interval is None else torch_cpu.source()
     if factor is not None:
         source += f", corrected by the rows of {device}"
     return Prediction(

@@ -43,8 +43,13 @@ def _same_conditions(m: Measurement, placement: Placement, quantity: str, layers
     threads = c.threads is None or placement.threads is None or c.threads == placement.threads
     where = min(c.gpu_layers, layers) == min(placement.gpu_layers, layers)
     where = where and c.cpu_expert_layers == placement.cpu_expert_layers
-    length = c.depth == placement.depth if quantity == DECODE else c.prompt_tokens == placement.prompt_tokens
-    return threads and where and length and c.kv_type == placement.kv_type
+    if quantity == DECODE:
+        length = c.depth == placement.depth
+    else:
+        prompt = placement.prompt_tokens
+        length = c.prompt_tokens == prompt and min(c.ubatch, prompt) == min(placement.ubatch, prompt)
+    kernels = (c.kv_type, c.flash_attention) == (placement.kv_type, placement.flash_attention)
+    return threads and where and length and kernels
 
 
 def exact(

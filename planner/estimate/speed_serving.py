@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from planner.core.candidate import Variant
 from planner.core.hardware import Gpu
-from planner.estimate import speed_terms
+from planner.estimate import speed_terms, speed_torch_cpu
 from planner.estimate.speed_model import coefficients, document
 from planner.estimate.speed_site import Site, Timing, gpu_case
 from planner.estimate.speed_terms import Case
@@ -25,7 +25,9 @@ _NVLINK_CHIPS = frozenset({"volta", "ga100", "hopper", "gb100"})
 
 
 def decode(work: Work, variant: Variant, where: Site) -> Timing | None:
-    """Seconds per generated token; ``None`` without a GPU whose bandwidth is known."""
+    """Seconds per generated token; ``None`` where a bandwidth is unknown, or nothing runs it without a GPU."""
+    if not where.gpus and variant.runtime == "transformers":
+        return speed_torch_cpu.decode(work, variant, where)
     gpu = where.gpus[0] if where.gpus else None
     if gpu is None or not gpu.bandwidth_bytes_per_second:
         return None
@@ -59,7 +61,9 @@ def decode(work: Work, variant: Variant, where: Site) -> Timing | None:
 
 
 def prefill(work: Work, variant: Variant, where: Site) -> Timing | None:
-    """Seconds to read the prompt; ``None`` without a GPU whose bandwidth and FP16 rate are known."""
+    """Seconds to read the prompt; ``None`` where a figure is unknown, or nothing runs it without a GPU."""
+    if not where.gpus and variant.runtime == "transformers":
+        return speed_torch_cpu.prefill(work, variant, where)
     gpu = where.gpus[0] if where.gpus else None
     if gpu is None or not gpu.bandwidth_bytes_per_second or not gpu.fp16_flops_per_second:
         return None

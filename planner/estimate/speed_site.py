@@ -26,6 +26,8 @@ class Timing:
     case: Case
     fit: str
     split: bool = False
+    interval: tuple[float, float] | None = None
+    """10 % and 90 % quantiles of ln(measured / predicted), where they are not the fit's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,8 @@ class Site:
     tensor_parallel: int = 1
     bandwidth_assumed: bool = False
     """The host's bandwidth is an assumption: nobody measured or published it for this machine."""
+    hardware: HardwareProfile
+    """The whole machine, for kernels that the table chooses by it."""
     shares: tuple[float, ...] = ()
     """Parts of the offloaded layers that the GPUs get; empty: even."""
 
@@ -64,6 +68,7 @@ def site(placement: Placement, hardware: HardwareProfile) -> Site:
         host_threads=_useful_threads(placement.threads, hardware.cpu),
         host_class=cpu_class(hardware.cpu),
         tensor_parallel=max(1, placement.tensor_parallel),
+        hardware=hardware,
         shares=gpu_shares(placement, used),
         bandwidth_assumed=(hardware.memory.bandwidth_basis or "").startswith(ASSUMED),
     )

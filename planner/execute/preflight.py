@@ -11,12 +11,16 @@ from planner.core.errors import ExecutionFailed, InputError, MissingDependency, 
 from planner.core.hardware import HardwareProfile
 from planner.core.plan import Plan, Step, disk_peak_bytes
 from planner.core.units import MIB, format_bytes
-from planner.execute import receipts
+from planner.execute import environments, receipts
+from planner.execute.finetune_child import ENVIRONMENT as TRAINING
+from planner.methods import quantizers
 from planner.models.fingerprint import WEIGHT_SUFFIXES, sha256_of
 
 DISK_MARGIN_BYTES = 64 * MIB
 """Left free beside the outputs: the file system's own needs and the logs."""
-_PACKAGES = {"gguf": ("llama_cpp", "gguf", "numpy", "sentencepiece")}
+_PACKAGES = {"gguf": ("llama_cpp", "gguf", "numpy", "sentencepiece"), "none": ("numpy",)}
+_EXTRA = "gguf"
+"""The extra that brings all of them."""
 
 
 def missing_packages(method: str) -> tuple[str, ...]:
@@ -28,9 +32,15 @@ def check_tools(plan: Plan) -> None:
     """Refuse a plan whose quantizer is not installed.
 
     Raises:
-        MissingDependency: with the extra that brings it.
+        MissingDependency: with the extra that brings it, or what installs its environment.
     """
-    check_packages(plan.variant.method)
+    for step in plan.making_steps():
+        name = step.settings and quantizers.quantizer(step.settings.quantizer).environment
+        name = TRAINING if step.finetune else name
+        if name:
+            environments.python_for(name)
+        else:
+            check_packages(step.method)
 
 
 def check_packages(method: str) -> None:
@@ -43,7 +53,7 @@ def check_packages(method: str) -> None:
     if lacking:
         raise MissingDependency(
             f"{method} needs packages that are not installed: {', '.join(lacking)}",
-            hint=f"`pip install 'qplan[{method}]'` (compiles llama.cpp, 7-15 minutes)",
+            hint=f"`pip install 'qplan[{_EXTRA}]'` (compiles llama.cpp, 7-15 minutes)",
         )
 
 
@@ -101,12 +111,12 @@ def check_output(plan: Plan, output: Path) -> None:
 
 
 def check_ours(path: Path, *, ours: bool) -> None:
-    """Refuse to replace a file that was not made here.
+    """Refuse to replace a file or folder that was not made here.
 
     Raises:
         ExecutionFailed: naming it.
     """
-    if path.exists() and not (ours and path.is_file()):
+    if path.exists() and not (ours and (path.is_file() or path.is_dir())):
         raise ExecutionFailed(
             f"{path} exists and was not made by this plan",
             hint="choose another folder with --output, or remove it",

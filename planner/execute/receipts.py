@@ -11,7 +11,7 @@ from planner.core.codec import canonical_json, content_sha256, decode, read_json
 from planner.core.errors import InputError
 from planner.core.hardware import STRICT
 from planner.core.plan import Plan, Step
-from planner.models.fingerprint import sha256_of
+from planner.execute import artifacts
 
 FOLDER = ".qplan"
 
@@ -26,7 +26,9 @@ class Receipt:
     key: str
     output: str
     size_bytes: int
+    """Of a folder: the bytes of its weights."""
     sha256: str
+    """Of a folder: the hash of its files' hashes and names."""
     seconds: float
     peak_memory_bytes: int | None = None
     finished_at: str
@@ -48,6 +50,8 @@ def step_key(plan: Plan, step: Step, source_key: str) -> str:
         "group_size": step.group_size,
         "imatrix": step.imatrix,
         "calibration": step.calibration and replace(step.calibration, location=""),
+        **({"settings": step.settings, "gpu": step.gpu_layers > 0} if step.settings else {}),
+        **({"finetune": step.finetune} if step.finetune else {}),
         "target": [step.target_bytes, step.probes, step.tensor_types if step.sensitivity is None else ()],
         "source": source_key,
         "tools": plan.tools,
@@ -112,7 +116,7 @@ def valid(output: Path, step: Step, key: str) -> Receipt | None:
         return None
     made = output / receipt.output
     try:
-        same = made.stat().st_size == receipt.size_bytes and sha256_of(made) == receipt.sha256
-    except OSError:
+        same = artifacts.size_bytes(made) == receipt.size_bytes and artifacts.sha256(made) == receipt.sha256
+    except (OSError, InputError):
         return None
     return receipt if same else None

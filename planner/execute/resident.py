@@ -1,9 +1,10 @@
-"""Resident set of this process: now, and at its peak."""
+"""Resident set of this process, now and at its peak, and what other programs took of the cores."""
 
 from __future__ import annotations
 
 import re
 import sys
+import time
 from pathlib import Path
 
 from planner.core.units import KIB
@@ -52,3 +53,28 @@ def peak_resident_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * KIB)
+
+
+class OthersShare:
+    """Share of all cores' time that other programs had since this was made."""
+
+    def __init__(self) -> None:
+        self._began = self._now()
+
+    def share(self) -> float | None:
+        """0 … 1; ``None`` where no time has passed or the system does not tell."""
+        (busy, idle, own), (busy_before, idle_before, own_before) = self._now(), self._began
+        total = busy - busy_before + idle - idle_before
+        if total <= 0:
+            return None
+        return min(1.0, max(0.0, (busy - busy_before - (own - own_before)) / total))
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        """Seconds of all cores since boot: busy (time that a hypervisor took included), idle; and this process's."""
+        import psutil
+
+        times = psutil.cpu_times()._asdict()
+        counted = {name: value for name, value in times.items() if not name.startswith("guest")}  # in user's already
+        idle = counted.pop("idle", 0.0) + counted.pop("iowait", 0.0)
+        return sum(counted.values()), idle, time.process_time()

@@ -10,15 +10,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from planner.core.job import Job, leave_only_progress
-from planner.core.plan import Plan, Step
-from planner.execute import receipts
+from planner.core.job import Job, keeps_progress, leave_only_progress, partial_path, remove
+from planner.core.plan import FINETUNE, Plan, Step
+from planner.execute import artifacts, calibration, environments, receipts
+from planner.execute.finetune_child import ENVIRONMENT as TRAINING
 from planner.execute.locks import exclusive
 from planner.execute.process import Progress, run_child, was_cut_off
-from planner.models.fingerprint import WEIGHT_SUFFIXES, sha256_of
+from planner.methods import quantizers
+from planner.models.fingerprint import WEIGHT_SUFFIXES
 
-_MEASURING = ("imatrix", "sensitivity")
-_MEASURING_CHILD = "planner.verify.step_child"
+_CHILD = "planner.execute.child"
+_CHILDREN = {
+    "imatrix": "planner.verify.step_child",
+    "sensitivity": "planner.verify.step_child",
+    FINETUNE: "planner.execute.finetune_child",
+}
 """Steps that run the model through llama.cpp belong to what measures; it stands above this layer, so its child is
 named and not imported."""
 
@@ -28,6 +34,9 @@ class Observer(Protocol):
 
     def started(self, step: Step) -> Progress:
         """A step begins; the returned function gets its progress."""
+
+    def told(self, text: str) -> None:
+        """Something that a person should know before the next step begins."""
 
     def finished(self, step: Step, receipt: receipts.Receipt, *, reused: bool) -> None:
         """A step is done, or was done before."""
@@ -99,6 +108,8 @@ def run_steps(
     for step in plan.making_steps():
         if step in steps:
             receipts.begin(place.output, step)
+            if found := left_behind(place.path(plan, step.name)):
+                observer.told(found)
             receipt = _run_step(plan, step, place, keys[step.name], observer.started(step))
             receipts.write(place.output, receipt)
             observer.finished(step, receipt, reused=False)
@@ -121,13 +132,16 @@ def _run_step(plan: Plan, step: Step, place: Workplace, key: str, progress: Prog
         tensor_types=place.tensor_types if reads_checkpoint(plan, step) else None,
         pins=_pins(plan) if reads_checkpoint(plan, step) else None,
         threads=place.threads,
+        calibration_text=_calibration_text(step),
         llama_cpp_directory=place.llama_cpp_directory,
     )
+    before = _left_before(output)
     started = time.monotonic()
     log = place.output / receipts.FOLDER / f"{step.name}.log"
     try:
-        child = _MEASURING_CHILD if step.kind in _MEASURING else "planner.execute.child"
-        result = run_child(child, job, what=f"step {step.name}", log=log, progress=progress)
+        child = _CHILDREN.get(step.kind, _CHILD)
+        python = interpreter(step)
+        result = run_child(child, job, what=f"step {step.name}", log=log, progress=progress, python=python)
     except BaseException as error:
         if was_cut_off(error):
             leave_only_progress([output])
@@ -136,16 +150,56 @@ def _run_step(plan: Plan, step: Step, place: Workplace, key: str, progress: Prog
         step=step.name,
         key=key,
         output=output.name,
-        size_bytes=output.stat().st_size,
-        sha256=sha256_of(output),
+        size_bytes=artifacts.size_bytes(output),
+        sha256=artifacts.sha256(output),
         seconds=round(time.monotonic() - started, 3),
         peak_memory_bytes=result.get("peak_memory_bytes"),
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         resumed=bool(result.get("resumed")),
-        notes=tuple(result.get("notes", ())),
+        notes=(*result.get("notes", ()), *before),
         details=result.get("details", {}),
         tensor_types=tuple((name, type_) for name, type_ in result.get("tensor_types", ())),
     )
+
+
+def interpreter(step: Step) -> Path | None:
+    """Of the environment that a step's quantizer runs in; ``None``: qplan's own.
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
+    name = environment(step)
+    return environments.python_for(name) if name else None
+
+
+def environment(step: Step) -> str | None:
+    """Name of the environment that a step needs; ``None``: qplan's own."""
+    if step.finetune is not None:
+        return TRAINING
+    return quantizers.quantizer(step.settings.quantizer).environment if step.settings else None
+
+
+def _calibration_text(step: Step) -> str | None:
+    """The text, for a method's doing half, which stands below what reads it."""
+    if (step.settings is None and step.finetune is None) or step.calibration is None:
+        return None
+    return calibration.text(step.calibration)
+
+
+def left_behind(output: Path) -> str | None:
+    """What a run that was killed left of an output, and what the next one does with it; ``None``: nothing."""
+    if not partial_path(output).exists():
+        return None
+    if keeps_progress(output):
+        return f"{output.name} was interrupted: it goes on from what is done"
+    return f"{output.name} was interrupted: it begins anew"
+
+
+def _left_before(output: Path) -> tuple[str, ...]:
+    """The note of an earlier interruption; what cannot be gone on from is removed."""
+    found = left_behind(output)
+    leave_only_progress([output])
+    return (found,) if found else ()
 
 
 def reads_checkpoint(plan: Plan, step: Step) -> bool:
@@ -164,6 +218,6 @@ def clean_up(plan: Plan, place: Workplace) -> tuple[str, ...]:
     for step in plan.making_steps():
         path = place.path(plan, step.name)
         if step.intermediate and path.exists():
-            path.unlink()
+            remove(path)
             removed.append(path.name)
     return tuple(removed)

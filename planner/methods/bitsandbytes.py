@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 from planner.core.candidate import Candidate, KernelUse, Placement, Rejection, Variant
 from planner.core.estimates import SizeEstimate
 from planner.core.hardware import HardwareProfile
+from planner.core.job import Job
 from planner.core.model import ModelSpec, Tensor
 from planner.core.plan import Step
 from planner.methods import common, serving
@@ -18,6 +22,8 @@ _NESTED_BLOCK = 256
 _STATE_BYTES = 16 * 4 + 256 * 4 + 171
 """Per 4-bit tensor: the 16-value code, the 256-value code of the nested absmax, and the quant state as JSON text:
 170-172 bytes with bitsandbytes 0.50.2 (tests/data/artifact_sizes.csv)."""
+_PLAIN_STATE_BYTES = 16 * 4 + 84
+"""The same without double quantization: the code, and a shorter quant state."""
 _INT8_FORMAT_BYTES = 1
 """``weight_format`` of an INT8 layer."""
 _FUSED_EXPERTS = "_exps."
@@ -38,7 +44,8 @@ def variant(type_: str, group_size: int | None = None) -> Variant:
     """
     if type_ not in TYPES:
         raise common.unknown_type("bitsandbytes", type_, TYPES)
-    return Variant(method="bitsandbytes", format="bitsandbytes", runtime="transformers", type=type_)
+    made = Variant(method="bitsandbytes", format="bitsandbytes", runtime="transformers", type=type_)
+    return made if type_ == "int8" else replace(made, double_quantization=True, compute_dtype="bfloat16")
 
 
 @lru_cache(maxsize=512)
@@ -48,10 +55,10 @@ def tensor_bytes(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
 
     Source: Dettmers et al. 2023, section 3, and https://github.com/bitsandbytes-foundation/bitsandbytes.
     """
-    return tuple(_bytes(tensor, variant.type) for tensor in model.tensors)
+    return tuple(_bytes(tensor, variant.type, variant.double_quantization) for tensor in model.tensors)
 
 
-def _bytes(tensor: Tensor, type_: str) -> int:
+def _bytes(tensor: Tensor, type_: str, nested_scales: bool) -> int:
     if not common.is_linear(tensor) or _FUSED_EXPERTS in tensor.name:
         return common.kept_bytes(tensor)
     rows_in, columns_out, count = common.matrices(tensor)
@@ -59,6 +66,8 @@ def _bytes(tensor: Tensor, type_: str) -> int:
     if type_ == "int8":
         return count * (weights + 4 * columns_out + _INT8_FORMAT_BYTES)
     blocks = -(-weights // _BLOCK)
+    if not nested_scales:
+        return count * (weights // 2 + 4 * blocks + _PLAIN_STATE_BYTES)
     nested = -(-blocks // _NESTED_BLOCK)
     return count * (weights // 2 + blocks + 4 * nested + _STATE_BYTES)
 
@@ -66,7 +75,7 @@ def _bytes(tensor: Tensor, type_: str) -> int:
 @lru_cache(maxsize=512)
 def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
     """Bytes on disk: weight, absmax, nested absmax, two codes and the state per 4-bit layer; weight, scale, format."""
-    per_linear = 3 if variant.type == "int8" else 6
+    per_linear = 3 if variant.type == "int8" else 6 if variant.double_quantization else 4
     return common.safetensors_size(model, tensor_bytes(model, variant), tensors_per_linear=per_linear)
 
 
@@ -84,7 +93,18 @@ def kernel(
 
 def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
     """Load quantized, save, then verify."""
-    return (Step(name="quantize", kind="quantize", method="bitsandbytes", type=variant.type),)
+    return common.steps(model, variant, size(model, variant).file_bytes)
+
+
+def work(job: Job, progress: Callable[[float, float], None]) -> dict[str, Any]:
+    """Carry out the ``quantize`` step, in the environment of bitsandbytes.
+
+    Raises:
+        QplanError: the input is unfit, or bitsandbytes refused.
+    """
+    from planner.methods import bitsandbytes_run
+
+    return bitsandbytes_run.work(job, progress)
 
 
 def commands(model: ModelSpec, candidate: Candidate) -> dict[str, str]:

@@ -10,6 +10,8 @@ from planner.core.errors import UsageError
 from planner.core.estimates import SizeEstimate
 from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec, Tensor
+from planner.core.plan import Step
+from planner.methods import quantizers, serving
 from planner.runtimes import kernels
 from planner.runtimes.kernels import Matrix
 
@@ -114,6 +116,25 @@ def safetensors_size(model: ModelSpec, tensor_bytes: tuple[int, ...], tensors_pe
 @lru_cache(maxsize=512)
 def _checkpoint_parameters(model: ModelSpec) -> int:
     return sum(t.element_count for t in model.tensors if t.name not in _NOT_IN_CHECKPOINT)
+
+
+def steps(model: ModelSpec, variant: Variant, made_bytes: int) -> tuple[Step, ...]:
+    """Make the artifact of the checkpoint, then verify; without the program that makes it, verify only what is there.
+
+    What no program makes is still estimated: its step has no output and no settings, and no plan is made of it.
+    """
+    way = quantizers.way_of(variant)
+    quantize = Step(
+        name="quantize",
+        kind="quantize",
+        method=variant.method,
+        type=variant.type,
+        group_size=variant.group_size,
+        output=serving.artifact_name(model, variant) if way else None,
+        settings=quantizers.settings(variant) if way else None,
+        predicted_bytes=made_bytes,
+    )
+    return (quantize, Step(name="verify", kind="verify", method=variant.method, source="quantize"))
 
 
 def unknown_type(method: str, asked: str, known: tuple[str, ...]) -> UsageError:

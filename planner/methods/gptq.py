@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 from planner.core.candidate import Candidate, KernelUse, Placement, Rejection, Variant
 from planner.core.estimates import SizeEstimate
 from planner.core.hardware import HardwareProfile
+from planner.core.job import Job
 from planner.core.model import ModelSpec, Tensor
 from planner.core.plan import Step
-from planner.methods import common, serving
+from planner.methods import common, compressed, scripts, serving
 from planner.runtimes import kernels
 
 TYPES = ("4bit", "3bit", "8bit", "2bit")
@@ -51,6 +54,8 @@ def tensor_bytes(model: ModelSpec, variant: Variant) -> tuple[int, ...]:
     Source: layout of AutoGPTQ and GPTQModel QuantLinear, https://github.com/ModelCloud/GPTQModel.
     """
     width = bits(variant)
+    if variant.format == compressed.FORMAT:
+        return compressed.tensor_bytes(model, variant, width)
     return tuple(_bytes(tensor, width, variant.group_size) for tensor in model.tensors)
 
 
@@ -67,7 +72,8 @@ def _bytes(tensor: Tensor, width: int, group_size: int | None) -> int:
 @lru_cache(maxsize=512)
 def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
     """Bytes on disk: four tensors per linear layer."""
-    return common.safetensors_size(model, tensor_bytes(model, variant), tensors_per_linear=4)
+    per_linear = compressed.tensors_per_linear(variant) if variant.format == compressed.FORMAT else 4
+    return common.safetensors_size(model, tensor_bytes(model, variant), tensors_per_linear=per_linear)
 
 
 def blockers(model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> tuple[Rejection, ...]:
@@ -84,11 +90,24 @@ def kernel(
 
 def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
     """Quantize with calibration text, then verify."""
-    return (Step(name="quantize", kind="quantize", method="gptq", type=variant.type, group_size=variant.group_size),)
+    return common.steps(model, variant, size(model, variant).file_bytes)
+
+
+def work(job: Job, progress: Callable[[float, float], None]) -> dict[str, Any]:
+    """Carry out the ``quantize`` step, in the environment of its quantizer.
+
+    Raises:
+        QplanError: the input is unfit, or the quantizer refused.
+    """
+    if job.step.settings is not None and job.step.settings.quantizer == "llm-compressor":
+        from planner.methods import llm_compressor_run
+
+        return llm_compressor_run.work(job, progress)
+    from planner.methods import gptqmodel_run
+
+    return gptqmodel_run.work(job, progress)
 
 
 def commands(model: ModelSpec, candidate: Candidate) -> dict[str, str]:
-    """GPTQModel to quantize, vLLM and transformers to run."""
-    act_order = f"desc_act={candidate.variant.act_order}, sym=True"
-    quantize = serving.gptqmodel_script(model, candidate.variant, act_order)
-    return {"quantize": quantize, **serving.vllm(model, candidate)}
+    """The quantizer's own script, vLLM and transformers to run."""
+    return {"quantize": scripts.quantize(model, candidate.variant), **serving.vllm(model, candidate)}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 from planner.core.candidate import Candidate, KernelUse, Placement, Rejection, Variant
 from planner.core.estimates import SizeEstimate
 from planner.core.hardware import HardwareProfile
+from planner.core.job import Job
 from planner.core.model import ModelSpec, Tensor
 from planner.core.plan import Step
-from planner.methods import common, serving
+from planner.methods import common, scripts, serving
 
 TYPES = ("bf16", "f16", "f32", "fp8")
 FP8 = "fp8"
@@ -74,12 +77,30 @@ def kernel(
 
 def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:
     """Convert to the type, then verify."""
-    return (Step(name="quantize", kind="quantize", method="none", type=variant.type),)
+    return common.steps(model, variant, size(model, variant).file_bytes)
+
+
+def work(job: Job, progress: Callable[[float, float], None]) -> dict[str, Any]:
+    """Carry out the ``quantize`` step: other floats in qplan's own environment, FP8 in llm-compressor's.
+
+    Raises:
+        QplanError: the input is unfit, or the quantizer refused.
+    """
+    if job.step.type == FP8:
+        from planner.methods import llm_compressor_run
+
+        return llm_compressor_run.work(job, progress)
+    from planner.methods import none_run
+
+    return none_run.work(job, progress)
 
 
 def commands(model: ModelSpec, candidate: Candidate) -> dict[str, str]:
     """vLLM and transformers, on the weights as published; vLLM makes FP8 of them while it loads."""
-    if candidate.variant.type != FP8:
-        return {"quantize": "nothing to do: the published weights are used", **serving.vllm(model, candidate)}
+    type_ = candidate.variant.type
+    if type_ != FP8:
+        published = type_ == variants(model)[0].type
+        script = "nothing to do: the published weights are used" if published else scripts.recast(model, type_)
+        return {"quantize": script, **serving.vllm(model, candidate)}
     serve = serving.vllm(model, candidate)["serve"]
     return {"quantize": "nothing to do: vLLM makes FP8 of the published weights as it loads them", "serve": serve}

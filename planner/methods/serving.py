@@ -11,9 +11,6 @@ from planner.runtimes import exports, snippets
 from planner.runtimes.commands import command
 from planner.runtimes.service import Service
 
-CALIBRATION_SAMPLES = 256
-"""Samples of calibration text in the printed scripts, GPTQModel's documented middle value."""
-
 
 def weights_id(model: ModelSpec) -> str:
     """What a loader is given for the unquantized weights: a directory or a hub id."""
@@ -29,28 +26,28 @@ def artifact_name(model: ModelSpec, variant: Variant) -> str:
         return f"{stem}-{variant.type}.gguf"
     group = f"-g{variant.group_size}" if variant.group_size and variant.group_size > 0 else ""
     method = "" if variant.method == "none" else f"-{variant.method}"
-    return f"{stem}{method}-{variant.type}{group}"
+    return f"{stem}{method}-{variant.type}{group}{_settings_suffix(variant)}"
+
+
+def _settings_suffix(variant: Variant) -> str:
+    """What tells two artifacts of a type and group size apart: what is not as the method does it unasked."""
+    is_awq, is_gptq = variant.method == "awq", variant.method == "gptq"
+    parts = (
+        ("row", variant.group_size == -1),
+        ("sym", is_awq and variant.symmetric),
+        ("asym", is_gptq and not variant.symmetric),
+        ("actorder", variant.act_order),
+        ("plain", variant.type in ("nf4", "fp4") and not variant.double_quantization),
+        ("gemv", variant.format == "awq-gemv"),
+        ("ct", (is_awq or is_gptq) and variant.format == "compressed-tensors"),
+        (variant.quantizer or "", variant.quantizer is not None),
+    )
+    return "".join(f"-{name}" for name, shown in parts if shown)
 
 
 def name_stem(model: ModelSpec) -> str:
     """The model's name as it begins the names of files made of it."""
     return model.name.replace("/", "-")
-
-
-def gptqmodel_script(model: ModelSpec, variant: Variant, extra: str) -> str:
-    """A GPTQModel script (Python) that quantizes with samples of a text file."""
-    bits = variant.type.removesuffix("bit")
-    return "\n".join(
-        (
-            "# pip install gptqmodel",
-            "from gptqmodel import GPTQModel, QuantizeConfig",
-            f'samples = open("calibration.txt").read().split("\\n\\n")[:{CALIBRATION_SAMPLES}]',
-            f"config = QuantizeConfig(bits={bits}, group_size={variant.group_size}, {extra})",
-            f"model = GPTQModel.load({weights_id(model)!r}, config)",
-            "model.quantize(samples)",
-            f"model.save({artifact_name(model, variant)!r})",
-        )
-    )
 
 
 def vllm(model: ModelSpec, candidate: Candidate) -> dict[str, str]:

@@ -95,6 +95,24 @@ def spec_from_directory(directory: Path, *, name: str | None = None, source: Mod
     )
 
 
+def quantized_spec(directory: Path) -> ModelSpec:
+    """The model that the quantized checkpoint in ``directory`` was made from, as its config.json describes it.
+
+    Raises:
+        InputError: no configuration, or an impossible one; damaged weights.
+        UnsupportedArchitecture: no shape rules for its model type.
+    """
+    config = {key: value for key, value in read_config(directory).items() if key != "quantization_config"}
+    files = _source_files(directory, open_checkpoint(directory).files)
+    return build_spec(
+        config,
+        (),
+        name=directory_name(directory),
+        source=ModelSource(kind="directory", location=str(directory.absolute()), files=files),
+        tokenizer=_sniff_tokenizer(directory / "tokenizer.json"),
+    )
+
+
 def read_config(directory: Path) -> dict[str, Any]:
     """config.json of ``directory``.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from planner.core.candidate import Variant
 from planner.core.codec import canonical_json, decode, read_json
 from planner.core.errors import InputError
 from planner.core.hardware import HardwareProfile
@@ -88,6 +89,20 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """What the comparison with the 16-bit model found besides the quantities."""
+
+    same_top_fraction: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """The quality trial, as far as a page needs it."""
+
+    comparison: Compared | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """A run. What older reports lack is empty."""
 
@@ -105,11 +120,26 @@ class Report:
     candidates: tuple[Point, ...] = ()
     speed_by_depth: tuple[Depth, ...] = ()
     commands: dict[str, str] = field(default_factory=dict)
+    model: str | None = None
+    variant: Variant | None = None
+    """What was measured, with the runtime that ran it."""
+    quality: Quality | None = None
 
     @property
     def name(self) -> str:
         """``demo, GGUF Q4_K_M``; the artifact's name where the report holds no plan."""
         return f"{self.plan.model.name}, {self.plan.variant.label()}" if self.plan else Path(self.artifact).name
+
+    @property
+    def measured_variant(self) -> Variant | None:
+        """The variant under the runtime that ran it; older reports only know the plan's."""
+        return self.variant or (self.plan.variant if self.plan else None)
+
+    @property
+    def same_top_fraction(self) -> float | None:
+        """Share of tokens of which the model and its 16-bit original thought the same the likeliest."""
+        compared = self.quality.comparison if self.quality else None
+        return compared.same_top_fraction if compared else None
 
 
 def parse(document: object, what: str) -> Report:

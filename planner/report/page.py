@@ -256,7 +256,17 @@ def _compare_row(run: Run) -> dict[str, Any]:
         )
     verdict = _verdict(report)
     text = {"good": "as expected", "open": "partly judged", "bad": "outside"}[verdict["tone"]]
-    return {"name": report.name, "where": run.where, "cells": cells, "tone": verdict["tone"], "verdict": text}
+    variant, top = report.measured_variant, report.same_top_fraction
+    return {
+        "name": report.name,
+        "where": run.where,
+        "runtime": variant.runtime if variant else "-",
+        "bits": f"{run.bits.bits_per_weight:.2f}" if run.bits else "-",
+        "cells": cells,
+        "top": "-" if top is None else f"{top:.1%}",
+        "tone": verdict["tone"],
+        "verdict": text,
+    }
 
 
 def _measured_point(run: Run) -> Point | None:

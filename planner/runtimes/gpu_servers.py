@@ -79,7 +79,8 @@ def _bracketed(host: str) -> str:
 def transformers(service: Service) -> Command:
     """``transformers serve``, which quantizes with bitsandbytes while it loads; its context is the model's own."""
     quantization = {"nf4": "bnb-4bit", "int8": "bnb-8bit"}.get(service.variant.type)
-    argv = ["transformers", "serve", service.positional, "--continuous-batching", "--dtype", "auto"]
+    argv = ["transformers", "serve", service.positional, "--continuous-batching"]
+    argv += ["--dtype", service.argument("dtype") or "auto"]
     notes = list(kv_note(service, "transformers"))
     if service.variant.method == "bitsandbytes":
         if quantization is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from typing import Any
@@ -27,6 +27,8 @@ class Runtime:
     version: str
     source: str
     date: str
+    without_gpu: str | None = None
+    """The runtime that runs the same files on a machine without a GPU, where this one does not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,8 @@ class Kernel:
     out_multiple: int = 1
     group_divides_shard: bool = False
     predicted: bool = True
+    on_request: bool = False
+    """It is proposed only where its method was asked for by name."""
     fix: str = ""
     arguments: tuple[tuple[str, str], ...] = ()
 
@@ -151,6 +155,27 @@ def split_limits() -> tuple[SplitLimit, ...]:
 def kernels_of(runtime: str, method: str) -> tuple[Kernel, ...]:
     """The kernels that a runtime has for a method, in the order in which it tries them."""
     return tuple(row for row in kernels() if row.runtime == runtime and method in row.methods)
+
+
+def fitting(variant: Variant, hardware: HardwareProfile) -> Variant:
+    """The variant under the runtime that runs its files here: vLLM's are run by transformers where there is no GPU."""
+    if hardware.gpus:
+        return variant
+    row = next((row for row in runtimes() if row.name == variant.runtime), None)
+    return variant if row is None or row.without_gpu is None else replace(variant, runtime=row.without_gpu)
+
+
+def unasked(variant: Variant, kernel: KernelUse, asked: tuple[str, ...] | None) -> Rejection | None:
+    """Why a variant is not proposed although ``kernel`` would run it: better is at hand, and nobody named the method.
+
+    Args:
+        asked: the methods that a person named; ``None``: none.
+    """
+    row = next((row for row in kernels() if row.id == kernel.id), None)
+    if row is None or not row.on_request or variant.method in (asked or ()):
+        return None
+    reason = f"{row.text}; {row.fix}; `--methods {variant.method}` takes it all the same"
+    return _rejection(variant, row, reason, rule=row.id)
 
 
 @lru_cache(maxsize=64)
@@ -302,6 +327,8 @@ def _weight_reasons(row: Kernel, variant: Variant, tensor_parallel: int) -> list
         reasons.append(f"{variant.type} is none of its types ({', '.join(row.types)})")
     if row.group_sizes and variant.group_size is not None and variant.group_size not in row.group_sizes:
         reasons.append(f"group size {variant.group_size} is none of {', '.join(map(str, row.group_sizes))}")
+    if variant.method == "gptq" and row.symmetric and not variant.symmetric:
+        reasons.append("the weights have zero points")
     if variant.act_order and not row.act_order:
         reasons.append("the weights are in activation order")
     if variant.act_order and tensor_parallel > 1 and not row.act_order_sharded:

@@ -16,6 +16,9 @@ from planner.runtimes.kernels import runtimes
 
 HOST = "127.0.0.1"
 PORT = 8080
+UNCOMPILED = {"TORCHDYNAMO_DISABLE": "1"}
+"""GPTQModel has torch compile a C++ program for each shape of a layer on a CPU, which takes minutes before the first
+token (GPTQModel 7.6.0, GPTQ of 3 bits, 2026-11-26); without, its kernels run as they are."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 

@@ -11,10 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from planner.core.codec import encode
+from planner.core.candidate import Placement
+from planner.core.codec import decode, encode
 from planner.core.errors import InputError, QplanError
 from planner.core.measurement import Calibration, Conditions, Measurement
 from planner.core.rates import Rate, Rates
+from planner.core.submission import Imported, Submission
+from planner.core.tuned import Tuned
 from planner.store import default_path
 from planner.store.schema import APPLICATION_ID, MIGRATIONS, VERSION
 
@@ -26,6 +29,8 @@ _COLUMNS = tuple(field.name for field in fields(Measurement))
 _RATE_COLUMNS = tuple(field.name for field in fields(Rate))
 _RATES_SINCE = 2
 """Version of the file that has rates."""
+_TUNED_SINCE = 3
+"""Version of the file that has tuned settings and submissions."""
 _FILTERS = ("hardware_identity", "quantity", "model", "model_sha256", "method", "runtime", "type")
 
 
@@ -99,12 +104,13 @@ class Store:
         """What was measured on one machine, the newest thousand, newest last."""
         newest = self.list(hardware_identity=hardware_identity, limit=_CALIBRATION_COUNT)
         rates = Rates(self.rates(hardware_identity))
-        return Calibration(hardware_identity=hardware_identity, measurements=newest, rates=rates)
+        tuned = self.tuned(hardware_identity)
+        return Calibration(hardware_identity=hardware_identity, measurements=newest, rates=rates, tuned=tuned)
 
     def rates(self, hardware_identity: str | None = None) -> tuple[Rate, ...]:
         """What was calibrated on one machine, or on all; nothing where the file is of a qplan that did not."""
         with self._explained():
-            if self._blank or self._pragma("user_version") < _RATES_SINCE:
+            if not self._knows(_RATES_SINCE):
                 return ()
             where, values = ("1", ()) if hardware_identity is None else ("hardware_identity = ?", (hardware_identity,))
             query = f"SELECT {', '.join(_RATE_COLUMNS)} FROM rate WHERE {where}"
@@ -128,6 +134,62 @@ class Store:
             return self._connection.execute(
                 "DELETE FROM rate WHERE hardware_identity = ?", (hardware_identity,)
             ).rowcount
+
+    def tuned(self, hardware_identity: str) -> tuple[Tuned, ...]:
+        """What was tuned on one machine, newest last; nothing where the file is of a qplan that did not."""
+        with self._explained():
+            if not self._knows(_TUNED_SINCE):
+                return ()
+            query = "SELECT document FROM tuned WHERE hardware_identity = ? ORDER BY measured_at, model_sha256, type"
+            return tuple(_tuned(text) for (text,) in self._connection.execute(query, (hardware_identity,)))
+
+    def add_tuned(self, found: Tuned) -> None:
+        """Keep the settings in the place of those of the same model, type and device.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        key = (found.hardware_identity, found.model_sha256, found.type, int(found.on_gpu))
+        with self._explained(), self._transaction():
+            self._connection.execute(
+                "INSERT OR REPLACE INTO tuned VALUES (?, ?, ?, ?, ?, ?)",
+                (*key, found.measured_at, json.dumps(encode(found), sort_keys=True)),
+            )
+
+    def forget_tuned(self, hardware_identity: str, model_sha256: str) -> int:
+        """Drop what was tuned for a model on one machine; returns how many settings that were."""
+        with self._explained(), self._transaction():
+            query = "DELETE FROM tuned WHERE hardware_identity = ? AND model_sha256 = ?"
+            return self._connection.execute(query, (hardware_identity, model_sha256)).rowcount
+
+    def submissions(self) -> tuple[Imported, ...]:
+        """What other people measured and was imported, in the order it was; never part of :meth:`calibration`."""
+        with self._explained():
+            if not self._knows(_TUNED_SINCE):
+                return ()
+            query = "SELECT sha256, source, imported_at, document FROM submission ORDER BY imported_at, sha256"
+            rows = self._connection.execute(query).fetchall()
+            return tuple(
+                Imported(sha256=sha256, source=source, imported_at=at, submission=_submission(text))
+                for sha256, source, at, text in rows
+            )
+
+    def add_submission(self, found: Imported) -> bool:
+        """Keep a submission; False where the very same is there already.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        document = json.dumps(encode(found.submission), sort_keys=True)
+        with self._explained(), self._transaction():
+            added = self._connection.execute(
+                "INSERT OR IGNORE INTO submission VALUES (?, ?, ?, ?)",
+                (found.sha256, found.source, found.imported_at, document),
+            )
+            return added.rowcount > 0
+
+    def _knows(self, version: int) -> bool:
+        return not self._blank and self._pragma("user_version") >= version
 
     def _connect(self, *, read_only: bool) -> sqlite3.Connection:
         if not read_only:
@@ -217,6 +279,24 @@ def _explanation(path: Path, error: sqlite3.Error | OSError) -> QplanError:
         hint="move it away and qplan starts a new one; it is not touched until then",
         code="store-damaged",
     )
+
+
+def _tuned(text: str) -> Tuned:
+    """Without pydantic, which every start-up would pay for."""
+    try:
+        values = json.loads(text)
+        place = {**values.pop("placement")}
+        place["tensor_split"] = tuple(place["tensor_split"])
+        return Tuned(**values, placement=Placement(**place))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise sqlite3.DatabaseError(f"a row cannot be read: {error}") from None
+
+
+def _submission(text: str) -> Submission:
+    try:
+        return decode(Submission, json.loads(text), what="a row")
+    except (ValueError, QplanError) as error:
+        raise sqlite3.DatabaseError(f"a row cannot be read: {error}") from None
 
 
 def _rate(row: tuple[Any, ...]) -> Rate:

@@ -51,6 +51,23 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (hardware_identity, work, device, type, threads, tokens, model_sha256)
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE tuned (
+        hardware_identity TEXT NOT NULL,
+        model_sha256 TEXT NOT NULL,
+        type TEXT NOT NULL,
+        on_gpu INTEGER NOT NULL,
+        measured_at TEXT NOT NULL,
+        document TEXT NOT NULL,
+        PRIMARY KEY (hardware_identity, model_sha256, type, on_gpu)
+    ) WITHOUT ROWID;
+    CREATE TABLE submission (
+        sha256 TEXT PRIMARY KEY,
+        source TEXT NOT NULL,
+        imported_at TEXT NOT NULL,
+        document TEXT NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )
 """One script a version, each run once and in order; ``PRAGMA user_version`` counts those that ran."""
 

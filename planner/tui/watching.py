@@ -40,6 +40,10 @@ class Watching:
         self._post(StepBegan(step))
         return lambda done, total: self._tell(float(done), float(total or 0), "")
 
+    def told(self, text: str) -> None:
+        """Shown beside the bar until the step's own progress comes."""
+        self._tell(0.0, 0.0, text)
+
     def finished(self, step: Step, receipt: Receipt, *, reused: bool) -> None:
         """A step is done."""
         self._post(StepEnded(step, receipt, reused=reused))

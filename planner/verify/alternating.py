@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from planner.core.errors import QplanError
+
 SHORTEST_SAMPLE_SECONDS = 0.015
 """A piece is repeated within a sample until it lasts this long: a scheduler's time slice is some milliseconds."""
 UNDISTURBED = 0.985
@@ -42,6 +44,8 @@ class Piece:
     """The same where it had its cores, and other programs ran on others: they take bandwidth."""
     disturbed: list[float] = field(default_factory=list)
     """The same where others took its cores."""
+    broken: bool = False
+    """It failed, and is not tried again."""
 
     def sample(self) -> None:
         """Take one sample."""
@@ -65,7 +69,9 @@ class Piece:
 
     @property
     def done(self) -> bool:
-        """Whether there are enough good samples."""
+        """Whether there are enough good samples, or there can be no more."""
+        if self.broken:
+            return True
         kept = len(self.samples) + len(self.watched)
         return len(self.samples) >= self.wanted or kept >= _ENOUGH_WATCHED * self.wanted
 
@@ -86,19 +92,34 @@ class Piece:
         return quantile(ordered, 0.25), quantile(ordered, 0.1), quantile(ordered, 0.9)
 
 
-def alternate(pieces: Sequence[Piece], *, until: float) -> None:
+def alternate(
+    pieces: Sequence[Piece], *, until: float, failed: Callable[[Piece, QplanError], None] | None = None
+) -> None:
     """Sample the pieces by turns until each has its good samples or ``until`` (``perf_counter``) has come.
 
     Each gets one sample however late it is. Where other programs run, a sample waits for them for a while.
+
+    Args:
+        failed: called with a piece that failed, and the others go on; without it the error is raised.
     """
     patience = _MOST_WAITING * max(0.0, until - time.perf_counter())
     while waiting := [piece for piece in pieces if not piece.done]:
         for piece in waiting:
             if time.perf_counter() < until or not piece.taken:
                 patience -= _wait_for_calm(min(patience, until - time.perf_counter()))
-                piece.sample()
+                _sample(piece, failed)
         if time.perf_counter() >= until:
             return
+
+
+def _sample(piece: Piece, failed: Callable[[Piece, QplanError], None] | None) -> None:
+    try:
+        piece.sample()
+    except QplanError as error:
+        if failed is None:
+            raise
+        piece.broken = True
+        failed(piece, error)
 
 
 def _wait_for_calm(most_seconds: float) -> float:

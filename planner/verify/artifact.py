@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from planner.core.candidate import Placement, Variant
+from planner.core.candidate import Placement
 from planner.core.data import data_path
 from planner.core.errors import ExecutionFailed, InputError, MissingDependency, UnsupportedArchitecture
 from planner.core.hardware import HardwareProfile
@@ -19,14 +19,15 @@ from planner.core.measurement import (
     PEAK_MEMORY,
     PERPLEXITY_RATIO,
     PREFILL,
-    Conditions,
     Measurement,
 )
 from planner.core.plan import Expectation
 from planner.core.units import GIB, format_bytes
+from planner.verify.crowding import busy_notes, crowded
+from planner.verify.learned import Subject, measurements
 from planner.verify.reference import NO_ROOM
 from planner.verify.run import Progress, run_trial
-from planner.verify.trial import QUALITY, SPEED, QualityTrial, SpeedTrial, TrialRequest, TrialResult
+from planner.verify.trial import QUALITY, SPEED, VLLM, QualityTrial, SpeedTrial, TrialRequest, TrialResult
 from planner.verify.verdicts import Measured, Verdict, all_ok, verdicts
 
 HELD_OUT = "demo/heldout.txt"
@@ -37,23 +38,6 @@ _QUALITY_SHARE = 0.5
 """Of the time budget, when quality is measured too."""
 _WORKING_BYTES = GIB
 """Left free of a reference held in memory: logits of 1024 tokens of a large vocabulary twice, and compute buffers."""
-_IDLE_SHARE = 0.9
-"""Share of its cores' time below which a measured speed is noted as too low."""
-_REMEMBER_SHARE = 0.75
-"""Below this a speed says more about the other programs: it would mislead all later estimates, and it is no verdict."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """What is measured, for the store: measurements of the same shape and variant calibrate later estimates."""
-
-    model: str
-    model_sha256: str
-    variant: Variant
-    decode_weights_bytes: float | None = None
-    """Bytes of weights that one token reads."""
-    prefill_weight_count: float | None = None
-    """Weights that one token multiplies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +71,9 @@ def verify_artifact(
     progress: Progress | None = None,
     budget_seconds: float = 240.0,
     max_chunks: int | None = None,
+    python: Path | None = None,
+    options: tuple[tuple[str, str], ...] = (),
+    speed_python: Path | None = None,
 ) -> VerificationResult:
     """File bytes, peak memory, prefill, decode and, against a 16-bit reference, perplexity ratio and KL divergence.
 
@@ -96,36 +83,48 @@ def verify_artifact(
     measured is left out with a note.
 
     Args:
-        artifact: a GGUF file, the first part of a split one.
-        reference: the 16-bit GGUF it was quantized from, or the checkpoint directory, of which a 16-bit model is made
-            for the while; without it no quality is measured.
+        artifact: a GGUF file, the first part of a split one, or the directory of a safetensors checkpoint.
+        reference: the 16-bit GGUF it was quantized from, or the checkpoint directory, of which a 16-bit GGUF is made
+            for the while where the artifact is one; without it no quality is measured.
         keep_reference: a file to keep that 16-bit model in.
         text: held-out text in UTF-8; ``None`` takes the one that comes with qplan.
         budget_seconds: wall time to stay near.
+        python: interpreter of the environment that has the artifact's runtime; ``None``: this one.
+        options: what that runtime must be told, as ``(("dtype", "bfloat16"),)``; with the runtime vLLM, transformers
+            measures the quality.
+        speed_python: the interpreter for speed and memory where that is another one.
 
     Raises:
-        InputError: the artifact is missing or is no GGUF file; ``text`` was given and is too short or unreadable.
+        InputError: the artifact is missing or is no model; ``text`` was given and is too short or unreadable.
         ExecutionFailed: the child crashed, or the model gives numbers that are not finite.
     """
-    files = gguf_files(artifact)
+    files = artifact_files(artifact)
     notes: list[str] = []
     placement = replace(placement, threads=placement.threads or hardware.cpu.inference_threads())
     share = 1 - _QUALITY_SHARE if reference else 1.0
-    ask = TrialRequest(kind=SPEED, model_path=str(files[0]), placement=placement, budget_seconds=budget_seconds * share)
-    speed_trial = _speed(ask, progress, notes)
+    ask = TrialRequest(
+        kind=SPEED,
+        model_path=str(artifact if artifact.is_dir() else files[0]),
+        placement=placement,
+        budget_seconds=budget_seconds * share,
+        options=options,
+    )
+    speed_trial = _speed(ask, progress, notes, speed_python or python)
     speed = speed_trial.speed if speed_trial else None
     quality_ask = _quality_request(ask, speed, budget_seconds * _QUALITY_SHARE, max_chunks, keep_reference)
-    quality_trial = _quality(quality_ask, reference, text, hardware, progress, notes)
+    quality_trial = _quality(quality_ask, reference, text, hardware, progress, notes, python)
     quality = quality_trial.quality if quality_trial else None
     measured = _quantities(files, speed, quality, notes)
     predicted = {expectation.quantity: expectation.predicted for expectation in expectations}
-    judged = verdicts(expectations, measured, busy=_crowded(speed))
+    judged = verdicts(expectations, measured, busy=crowded(speed))
     tool = next((trial.tool_version for trial in (speed_trial, quality_trial) if trial), "")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return VerificationResult(
         artifact=str(artifact),
         measured=measured,
-        measurements=_measurements(measured, subject, placement, speed, hardware, predicted, tool, now),
+        measurements=measurements(
+            measured, subject, placement, speed, hardware, predicted=predicted, tool_version=tool, now=now
+        ),
         verdicts=judged,
         ok=all_ok(judged),
         speed=speed,
@@ -134,6 +133,21 @@ def verify_artifact(
         measured_at=now,
         notes=tuple(notes),
     )
+
+
+def artifact_files(artifact: Path) -> tuple[Path, ...]:
+    """The files that hold an artifact's weights, their headers read and found sound.
+
+    Raises:
+        InputError: it is missing or damaged, or no model.
+    """
+    if not artifact.is_dir():
+        return gguf_files(artifact)
+    from planner.formats.safetensors import open_checkpoint
+    from planner.models.directory import read_config
+
+    read_config(artifact)
+    return open_checkpoint(artifact).files
 
 
 def gguf_files(artifact: Path) -> tuple[Path, ...]:
@@ -147,41 +161,18 @@ def gguf_files(artifact: Path) -> tuple[Path, ...]:
     if artifact.is_dir():
         raise InputError(
             f"{artifact} is a directory",
-            hint="this version measures GGUF files; name the .gguf file",
+            hint="name the .gguf file",
             code="not-gguf",
         )
     open_gguf(artifact)
     return tuple(artifact.with_name(name) for name in shard_names(artifact.name))
 
 
-def core_shares(speed: SpeedTrial) -> dict[str, float]:
-    """Share of its cores' time that llama.cpp had while each speed was measured; empty where a GPU did the work.
-
-    Its threads spin while they wait for each other, so on an idle machine the share is 1.
-    """
-    if speed.gpu_layers > 0:
-        return {}
-    rates = {PREFILL: speed.prefill, DECODE: speed.decode}
-    return {name: r.cpu_seconds / (speed.threads * sum(r.seconds_per_sample)) for name, r in rates.items()}
-
-
-def _crowded(speed: SpeedTrial | None) -> set[str]:
-    """Speeds that were measured while other programs had too much of the cores."""
-    return {name for name, share in core_shares(speed).items() if share < _REMEMBER_SHARE} if speed else set()
-
-
-def _busy_notes(speed: SpeedTrial) -> list[str]:
-    return [
-        f"other programs were busy: llama.cpp had {share:.0%} of its {speed.threads} cores while {quantity} was "
-        f"measured, so it is lower than this machine's{'' if share >= _REMEMBER_SHARE else ' and is not remembered'}"
-        for quantity, share in core_shares(speed).items()
-        if share < _IDLE_SHARE
-    ]
-
-
-def _speed(request: TrialRequest, progress: Progress | None, notes: list[str]) -> TrialResult | None:
+def _speed(
+    request: TrialRequest, progress: Progress | None, notes: list[str], python: Path | None
+) -> TrialResult | None:
     try:
-        result = run_trial(request, progress=progress)
+        result = run_trial(request, progress=progress, python=python)
     except MissingDependency as error:
         notes.append(f"speed and memory were not measured: {error.what}; {error.hint}")
         return None
@@ -210,21 +201,24 @@ def _quality(
     hardware: HardwareProfile,
     progress: Progress | None,
     notes: list[str],
+    python: Path | None,
 ) -> TrialResult | None:
     """The quality trial, or a note why there is none."""
     if reference is None:
         notes.append("quality was not measured: there is no 16-bit model to compare with")
         return None
     chosen = text or data_path(HELD_OUT)
-    artifact_bytes = sum(file.stat().st_size for file in gguf_files(Path(request.model_path)))
-    missing = _why_not(artifact_bytes + _reference_bytes(reference), chosen, text is None, hardware)
+    by_torch = Path(request.model_path).is_dir()
+    artifact_bytes = sum(file.stat().st_size for file in artifact_files(Path(request.model_path)))
+    needed = artifact_bytes + _reference_bytes(reference, in_float32=by_torch and not request.placement.gpu_layers)
+    missing = _why_not(needed, chosen, text is None, hardware)
     if missing:
         notes.append(f"quality was not measured: {missing}")
         return None
     # Without GPU support in llama.cpp the layers run on the CPU, which changes no logit that matters.
     asked = replace(_with_reference(request, reference, artifact_bytes, hardware), text_path=str(chosen))
     try:
-        result = run_trial(asked, progress=progress)
+        result = run_trial(asked, progress=progress, python=python)
     except (MissingDependency, UnsupportedArchitecture) as error:
         notes.append(f"quality was not measured: {error.what}; {error.hint}")
         return None
@@ -234,6 +228,8 @@ def _quality(
         notes.append(f"quality was not measured: {error.what} ({error.numbers})")
         return None
     notes.extend(result.notes)
+    if dict(request.options).get("runtime") == VLLM:
+        notes.append(f"quality is of the weights, by {result.tool_version}")
     quality = result.quality
     if quality and quality.chunk_count < quality.chunk_available_count:
         notes.append(f"quality is of {quality.chunk_count} of {quality.chunk_available_count} chunks of the text")
@@ -245,20 +241,20 @@ def _quality(
 def _with_reference(
     request: TrialRequest, reference: Path, artifact_bytes: int, hardware: HardwareProfile
 ) -> TrialRequest:
-    if not reference.is_dir():
+    if not reference.is_dir() or Path(request.model_path).is_dir():
         return replace(request, reference_path=str(reference))
     usable = hardware.memory.usable_bytes()
     room = None if usable is None else usable - artifact_bytes - _WORKING_BYTES
     return replace(request, reference_checkpoint=str(reference), reference_memory_bytes=room)
 
 
-def _reference_bytes(reference: Path) -> int:
-    """Of the 16-bit model, whether it is there or is to be made."""
+def _reference_bytes(reference: Path, *, in_float32: bool) -> int:
+    """Of the 16-bit model, whether it is there or is to be made; transformers computes it in 32 bits on a CPU."""
     if not reference.is_dir():
         return sum(file.stat().st_size for file in gguf_files(reference))
     from planner.formats.safetensors import open_checkpoint
 
-    return 2 * open_checkpoint(reference).parameter_count
+    return (4 if in_float32 else 2) * open_checkpoint(reference).parameter_count
 
 
 def _why_not(needed: int, text: Path, is_default: bool, hardware: HardwareProfile) -> str | None:
@@ -286,15 +282,15 @@ def _quantities(
 
 def _speed_quantities(speed: SpeedTrial, notes: list[str]) -> dict[str, Measured]:
     memory, rates = speed.memory, {PREFILL: speed.prefill, DECODE: speed.decode}
-    notes.extend(_busy_notes(speed))
+    notes.extend(busy_notes(speed))
     for quantity, taken in rates.items():
         if len(taken.samples) == 1:
             notes.append(f"{quantity} is of one sample: a second would have exceeded the time allowed")
     if memory.filled_tokens < speed.context:
-        notes.append(
-            f"peak memory is with {memory.filled_tokens} of {speed.context} tokens in the KV cache; the cache is "
-            "allocated whole, the compute buffers grow a little with the rest"
-        )
+        grown = "the cache is allocated whole, the compute buffers grow a little with the rest"
+        if speed.runtime == "transformers":
+            grown = "transformers allocates it as it grows, so a full one takes more"
+        notes.append(f"peak memory is with {memory.filled_tokens} of {speed.context} tokens in the KV cache; {grown}")
     peak = max((device.used_bytes for device in memory.devices), default=0) or memory.peak_bytes
     return {PEAK_MEMORY: _exact(peak)} | {
         quantity: Measured(value=r.median, low=min(r.samples), high=max(r.samples), samples=r.samples)
@@ -314,71 +310,3 @@ def quality_quantities(quality: QualityTrial) -> dict[str, Measured]:
         PERPLEXITY_RATIO: Measured(value=ratio, low=ratio / spread, high=ratio * spread),
         KL_DIVERGENCE: Measured(value=kl, low=max(0.0, kl - margin), high=kl + margin),
     }
-
-
-def _measurements(
-    measured: Mapping[str, Measured],
-    subject: Subject,
-    placement: Placement,
-    speed: SpeedTrial | None,
-    hardware: HardwareProfile,
-    predicted: Mapping[str, float],
-    tool_version: str,
-    now: str,
-) -> tuple[Measurement, ...]:
-    scale = {DECODE: subject.decode_weights_bytes, PREFILL: subject.prefill_weight_count}
-    variant, conditions = subject.variant, _conditions(placement, speed)
-    crowded = _crowded(speed)
-    return tuple(
-        Measurement(
-            quantity=quantity,
-            value=value.value,
-            low=value.low,
-            high=value.high,
-            samples=value.samples,
-            model=subject.model,
-            model_sha256=subject.model_sha256,
-            method=variant.method,
-            runtime=variant.runtime,
-            type=variant.type,
-            group_size=variant.group_size,
-            imatrix=variant.imatrix,
-            conditions=conditions,
-            predicted=predicted.get(quantity),
-            hardware_identity=hardware.identity(),
-            hardware_name=hardware.name,
-            tool_version=tool_version,
-            measured_at=now,
-            weights_bytes=scale.get(quantity),
-        )
-        for quantity, value in measured.items()
-        if quantity not in crowded
-    )
-
-
-def quality_measurements(
-    quality: QualityTrial,
-    subject: Subject,
-    placement: Placement,
-    hardware: HardwareProfile,
-    *,
-    predicted: Mapping[str, float],
-    tool_version: str,
-) -> tuple[Measurement, ...]:
-    """What later estimates may learn from a quality trial of its own."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return _measurements(quality_quantities(quality), subject, placement, None, hardware, predicted, tool_version, now)
-
-
-def _conditions(placement: Placement, speed: SpeedTrial | None) -> Conditions:
-    return Conditions(
-        context=placement.context,
-        depth=speed.depth if speed else placement.depth,
-        prompt_tokens=speed.prompt_tokens if speed else placement.prompt_tokens,
-        gpu_layers=placement.gpu_layers,
-        threads=speed.threads if speed else placement.threads,
-        kv_type=placement.kv_type,
-        ubatch=placement.ubatch,
-        flash_attention=placement.flash_attention,
-        cpu_expert_layers=placement.cpu_expert_layers,
-    )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from planner.core.codec import decode
 from planner.core.errors import InputError
 from planner.core.hardware import usable_core_count
 from planner.execute.process import serve
-from planner.verify.trial import QUALITY, SPEED, QualityTrial, SpeedTrial, TrialRequest, TrialResult
+from planner.verify.trial import QUALITY, SPEED, VLLM, QualityTrial, SpeedTrial, TrialRequest, TrialResult
 
 if TYPE_CHECKING:
     from planner.verify.native import Progress
@@ -28,33 +28,48 @@ def work(asked: object, progress: Progress) -> TrialResult:
         quality, notes = _quality(request, progress)
     else:
         raise InputError(f"{request.kind!r} is no kind of trial", hint=f"{SPEED} or {QUALITY}")
-    tool = _tool_version(Path(request.model_path))
+    tool = _tool_version(request)
     return TrialResult(speed=speed, quality=quality, tool_version=tool, notes=notes)
 
 
-def _tool_version(model: Path) -> str:
+def _tool_version(request: TrialRequest) -> str:
+    model = Path(request.model_path)
     if not model.is_dir():
         from planner.verify import native
 
         return native.tool_version()
-    from importlib.metadata import version
+    if request.kind == SPEED and dict(request.options).get("runtime") == VLLM:
+        from importlib.metadata import version
 
-    return f"transformers {version('transformers')}"
+        return f"vllm {version('vllm')}"
+    from planner.verify import torch_engine
+
+    return torch_engine.tool_version(model)
 
 
 def _speed(request: TrialRequest, progress: Progress) -> SpeedTrial:
+    path = Path(request.model_path)
+    asked: dict[str, Any] = {
+        "repetitions": request.repetitions,
+        "decode_tokens": request.decode_tokens,
+        "budget_seconds": request.budget_seconds,
+        "threads": request.placement.threads or default_threads(),
+        "progress": progress,
+    }
+    options = dict(request.options)
+    if options.get("runtime") == VLLM:
+        from planner.verify import vllm_speed
+
+        cache = options.get("kv_cache_bytes")
+        asked |= {"cache_bytes": int(cache) if cache else None, "quantization": options.get("quantization")}
+        return vllm_speed.measure_speed(path, request.placement, **asked)
+    if path.is_dir():
+        from planner.verify import torch_speed
+
+        return torch_speed.measure_speed(path, request.placement, dtype=_dtype(request) or "auto", **asked)
     from planner.verify.speed import measure_speed
 
-    return measure_speed(
-        Path(request.model_path),
-        request.placement,
-        repetitions=request.repetitions,
-        decode_tokens=request.decode_tokens,
-        budget_seconds=request.budget_seconds,
-        threads=request.placement.threads or default_threads(),
-        repack=request.repack,
-        progress=progress,
-    )
+    return measure_speed(path, request.placement, repack=request.repack, **asked)
 
 
 def _quality(request: TrialRequest, progress: Progress) -> tuple[QualityTrial, tuple[str, ...]]:
@@ -87,11 +102,17 @@ def _quality_against(request: TrialRequest, reference: Path | None, progress: Pr
         max_chunks=request.max_chunks,
         threads=request.placement.threads or default_threads(),
         offload=native.Offload.of(request.placement),
+        dtype=_dtype(request),
         like_llama_cpp=request.like_llama_cpp,
         budget_seconds=request.budget_seconds,
         repack=request.repack,
         progress=progress,
     )
+
+
+def _dtype(request: TrialRequest) -> str | None:
+    """What transformers is told to compute the artifact in."""
+    return dict(request.options).get("dtype")
 
 
 def read_text(path: Path) -> str:

@@ -6,14 +6,13 @@ and stored as float32.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner.core.errors import ExecutionFailed, InputError
+from planner.core.errors import ExecutionFailed
 from planner.formats.imatrix import Importance, ImportanceMatrix
+from planner.methods.samples import choose_chunks
 from planner.verify import native
 from planner.verify.tensors import NativeTensor, eval_callback
 
@@ -117,24 +116,6 @@ def _sum_of_squares(rows: NDArray[np.float32]) -> NDArray[np.float64]:
 
     squares: NDArray[np.float64] = np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
     return squares
-
-
-def choose_chunks(tokens: Sequence[int], size: int, most: int | None, seed: int) -> list[Sequence[int]]:
-    """Whole chunks of ``tokens``: all in order, or ``most`` of them drawn by ``seed``, in the text's order.
-
-    Raises:
-        InputError: not even one is whole (``text-too-short``).
-    """
-    count = len(tokens) // size
-    if not count:
-        raise InputError(
-            "the calibration text is too short",
-            numbers=f"{len(tokens)} tokens, one chunk has {size}",
-            hint="give a longer one with --calibration",
-            code="text-too-short",
-        )
-    chosen = range(count) if most is None or most >= count else sorted(random.Random(seed).sample(range(count), most))
-    return [tokens[i * size : (i + 1) * size] for i in chosen]
 
 
 def collect(

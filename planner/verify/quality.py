@@ -82,6 +82,7 @@ def measure_quality(
     threads: int,
     offload: native.Offload = native.ON_CPU,
     repack: bool = True,
+    dtype: str | None = None,
     like_llama_cpp: bool = False,
     budget_seconds: float | None = None,
     progress: native.Progress,
@@ -99,6 +100,8 @@ def measure_quality(
     Args:
         context: tokens of a chunk; a model trained on shorter texts gets chunks of its length.
         max_chunks: at most so many chunks; ``None`` is all.
+        dtype: what transformers computes the model in, ``auto`` for what its checkpoint says; the reference, and a
+            model where it is ``None``, are computed exactly.
         like_llama_cpp: round the reference's log-probabilities to 16 bits as llama-perplexity's file does.
         budget_seconds: stop after the batch that passes this.
 
@@ -112,7 +115,7 @@ def measure_quality(
         native.library()
     with ExitStack() as stack:
         opened = partial(_opened, stack=stack, threads=threads, offload=offload, repack=repack, progress=progress)
-        scorer = opened(model_path)
+        scorer = opened(model_path, dtype=dtype)
         context = min(context, scorer.trained_context)
         reference = None if reference_path is None else opened(reference_path)
         tokens = _tokens(scorer, reference, text, context)
@@ -141,12 +144,13 @@ def _opened(
     offload: native.Offload,
     repack: bool,
     progress: native.Progress,
+    dtype: str | None = None,
 ) -> Engine:
     """What runs ``path``: a checkpoint directory or a GGUF file, which stays open until ``stack`` ends."""
     if path.is_dir():
         from planner.verify.torch_engine import open_checkpoint
 
-        return open_checkpoint(path, on_gpu=offload.gpu_layers > 0, threads=threads, progress=progress)
+        return open_checkpoint(path, on_gpu=offload.gpu_layers > 0, threads=threads, progress=progress, dtype=dtype)
     model = stack.enter_context(native.open_model(path, offload=offload, repack=repack, progress=progress))
     return _LlamaCpp(model, stack, threads, model.vocab_size, model.trained_context)
 

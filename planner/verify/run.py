@@ -11,7 +11,7 @@ from pathlib import Path
 
 from planner.core.codec import decode
 from planner.execute.process import ChildDied, run_child
-from planner.runtimes.service import visible_gpus
+from planner.runtimes.service import UNCOMPILED, visible_gpus
 from planner.verify.trial import TrialRequest, TrialResult
 
 Progress = Callable[[str, float], None]
@@ -30,7 +30,11 @@ NO_REPACK_NOTE = (
 
 
 def run_trial(
-    request: TrialRequest, *, progress: Progress | None = None, timeout_seconds: float | None = None
+    request: TrialRequest,
+    *,
+    progress: Progress | None = None,
+    timeout_seconds: float | None = None,
+    python: Path | None = None,
 ) -> TrialResult:
     """Carry out ``request`` in a child process.
 
@@ -41,21 +45,30 @@ def run_trial(
     Args:
         progress: called with what is being done and the fraction done.
         timeout_seconds: the child is ended after this; ``None``: ten minutes and five times the budget.
+        python: interpreter of the environment that holds the artifact's runtime; ``None`` is this one.
 
     Raises:
         QplanError: what the child raised, of the same class.
         ExecutionFailed: the child crashed, was killed or took too long; the last lines of its log are in it.
     """
     try:
-        return _attempt(request, progress, timeout_seconds)
+        return _attempt(request, progress, timeout_seconds, python)
     except ChildDied as error:
-        if not request.repack or error.signal_number not in FAULTS:
+        by_llama_cpp = not Path(request.model_path).is_dir()
+        if not (by_llama_cpp and request.repack and error.signal_number in FAULTS):
             raise
-    result = _attempt(replace(request, repack=False), progress, timeout_seconds)
+    result = _attempt(replace(request, repack=False), progress, timeout_seconds, python)
     return replace(result, notes=(*result.notes, NO_REPACK_NOTE))
 
 
-def _attempt(request: TrialRequest, progress: Progress | None, timeout_seconds: float | None) -> TrialResult:
+_TORCH = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""Threads of torch that spin while they wait cost ten times the time where cores are shared (2 cores, torch 2.13,
+2026-11-23); a measurement fetches nothing."""
+
+
+def _attempt(
+    request: TrialRequest, progress: Progress | None, timeout_seconds: float | None, python: Path | None
+) -> TrialResult:
     with tempfile.TemporaryDirectory(prefix="qplan-") as folder:
         answer = run_child(
             "planner.verify.child",
@@ -63,7 +76,16 @@ def _attempt(request: TrialRequest, progress: Progress | None, timeout_seconds: 
             what=f"measuring {request.kind}",
             log=Path(folder) / "log",
             progress=progress,
-            environment=visible_gpus(request.placement, os.environ),
+            environment=_environment(request),
+            python=python,
             timeout_seconds=timeout_seconds or _STARTUP_SECONDS + _TIMES_BUDGET * request.budget_seconds,
         )
     return decode(TrialResult, answer, what="the measuring process's answer")
+
+
+def _environment(request: TrialRequest) -> dict[str, str]:
+    """Variables for the child: which GPUs it sees, and how torch works on a CPU."""
+    seen = visible_gpus(request.placement, os.environ)
+    if not Path(request.model_path).is_dir():
+        return seen
+    return seen | _TORCH | (UNCOMPILED if request.placement.gpu_layers == 0 else {})

@@ -26,8 +26,9 @@ from planner.formats.gguf import open_gguf
 from planner.formats.gguf_header import StoredGgufTensor
 from planner.methods import gguf_mix
 from planner.methods.gguf_recipe import Sensitivity, SensitivityTable, candidate_types
+from planner.methods.samples import choose_chunks
 from planner.verify import native
-from planner.verify.importance import CHUNK_TOKENS, Collector, choose_chunks
+from planner.verify.importance import CHUNK_TOKENS, Collector
 from planner.verify.kernels import round_trip
 from planner.verify.perplexity import kl_divergence, log_softmax, mean_and_error
 from planner.verify.tensors import NativeTensor, eval_callback

@@ -17,7 +17,8 @@ from planner.verify import native
 from planner.verify.alternating import Piece
 from planner.verify.cache_state import tiled
 
-_BATCH = 2048
+BATCH = 2048
+"""Most tokens that one call reads."""
 _WARM_TOKENS = 2
 _SEED_TOKENS = 64
 """Tokens that are really read where a deep cache is made of their repetition."""
@@ -49,7 +50,7 @@ class Slice:
         """Append a prompt of ``count`` tokens, in batches."""
         address = ctypes.addressof(self.tokens)
         while count:
-            size = min(count, _BATCH)
+            size = min(count, BATCH)
             self.context.decode((ctypes.c_int32 * size).from_address(address + 4 * self.filled), size)
             self.filled += size
             count -= size
@@ -124,14 +125,14 @@ def open_slice(
                 path.unlink()
             options = native.ContextOptions(
                 context=context,
-                batch=_BATCH,
+                batch=BATCH,
                 ubatch=ubatch,
                 threads=threads,
                 kv_type=kv_type,
                 flash_attention=1,
             )
             with native.open_context(model, options) as opened:
-                tokens = _tokens(context + 64, spec.n_vocab)
+                tokens = some_tokens(context + 64, spec.n_vocab)
                 made = Slice(spec=spec, model=model, options=options, context=opened, tokens=tokens)
                 made.decode(_WARM_TOKENS)
                 yield made
@@ -144,7 +145,8 @@ def second_context(made: Slice) -> Iterator[Slice]:
         yield replace(made, context=opened, filled=0)
 
 
-def _tokens(count: int, vocabulary: int) -> Any:
+def some_tokens(count: int, vocabulary: int) -> Any:
+    """Token ids to run, as a ctypes array."""
     first = min(_FIRST_TOKEN, vocabulary // 2)
     return (ctypes.c_int32 * count)(*(first + (i * 7919) % (vocabulary - first) for i in range(count)))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from planner.core.candidate import Placement
 from planner.core.errors import MissingDependency, UsageError
-from planner.execute.resident import peak_resident_bytes, reset_peak, resident_bytes
+from planner.execute.resident import OthersShare, peak_resident_bytes, reset_peak, resident_bytes
 from planner.verify import native
 from planner.verify.memory import GpuMemory
 from planner.verify.trial import MemoryTrial, Samples, SpeedTrial
@@ -86,6 +86,7 @@ def sample_rates(
         repetitions: samples wanted; at least one is taken, however long it takes.
         budget_seconds: no new sample starts when the time used and a sample like the last would exceed this.
     """
+    others = OthersShare()
     rates: list[float] = []
     counts: list[int] = []
     times: list[float] = []
@@ -110,6 +111,7 @@ def sample_rates(
         tokens_per_sample=tuple(counts),
         seconds_per_sample=tuple(times),
         cpu_seconds=cpu_seconds,
+        others_share=others.share(),
     )
 
 
@@ -151,7 +153,7 @@ def measure_speed(
         gpus.look()
         tokens = _random_tokens(placement.context, model.vocab_size)
         run = _Run(context, tokens, min(placement.batch, placement.context))
-        prompt, depth = _lengths(placement, decode_tokens)
+        prompt, depth = lengths(placement, decode_tokens)
         prefill, decode = _timings(run, prompt, depth, decode_tokens, repetitions, budget_seconds, progress)
         gpus.look()
         _fill(run, placement.context, prefill.median, budget_seconds * _SHARE["fill"], progress)
@@ -208,7 +210,7 @@ def _options(placement: Placement, threads: int) -> native.ContextOptions:
     )
 
 
-def _lengths(placement: Placement, decode_tokens: int) -> tuple[int, int]:
+def lengths(placement: Placement, decode_tokens: int) -> tuple[int, int]:
     """Prompt and depth that leave room for the decoded tokens.
 
     Raises:
@@ -225,13 +227,19 @@ def _lengths(placement: Placement, decode_tokens: int) -> tuple[int, int]:
     return max(1, min(placement.prompt_tokens, room)), min(placement.depth, room)
 
 
-def _random_tokens(count: int, vocab_size: int) -> Any:
-    import ctypes
+def random_numbers(count: int, vocab_size: int) -> list[int]:
+    """``count`` random tokens that are hardly control tokens, the same ones every time."""
     import random
 
     chooser = random.Random(_SEED)
     first = int(vocab_size * _FIRST_TOKEN_FRACTION)
-    return (ctypes.c_int32 * count)(*(chooser.randrange(first, vocab_size) for _ in range(count)))
+    return [chooser.randrange(first, vocab_size) for _ in range(count)]
+
+
+def _random_tokens(count: int, vocab_size: int) -> Any:
+    import ctypes
+
+    return (ctypes.c_int32 * count)(*random_numbers(count, vocab_size))
 
 
 def _timings(

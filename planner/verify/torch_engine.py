@@ -2,10 +2,13 @@
 
 GPTQ, AWQ, bitsandbytes and the like are loaded by transformers' own quantizers, as users run them. Weights in 16 bits
 are computed in float32 on a CPU, which is exact and what llama.cpp does with an F16 file; a GPU takes them as they are.
+Quantized ones are computed in the type that the checkpoint names.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +62,16 @@ class Checkpoint:
         return out
 
 
-def open_checkpoint(path: Path, *, on_gpu: bool, threads: int, progress: Callable[[str, float], None]) -> Checkpoint:
+def open_checkpoint(
+    path: Path, *, on_gpu: bool, threads: int, progress: Callable[[str, float], None], dtype: str | None = None
+) -> Checkpoint:
     """Load a checkpoint directory; only safetensors, and no code from it is run.
+
+    Args:
+        on_gpu: all of it on the first GPU.
+        threads: of torch, for what runs on the CPU.
+        dtype: what it is computed in: a type of torch, or ``auto`` for the checkpoint's own. ``None``: exactly, so in
+            float32 on a CPU where the weights are not quantized, else ``auto``.
 
     Raises:
         MissingDependency: torch, transformers or what the checkpoint's quantization needs is not installed.
@@ -71,18 +82,14 @@ def open_checkpoint(path: Path, *, on_gpu: bool, threads: int, progress: Callabl
     torch, transformers = _libraries()
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(threads)
-    cuda = on_gpu and torch.cuda.is_available()
+    cuda = _cuda(torch) if on_gpu else False
     try:
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        exact = getattr(config, "quantization_config", None) is None and not cuda
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            path,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32 if exact else "auto",
-            device_map="cuda" if cuda else None,
-        )
+        if dtype is None:
+            exact = getattr(config, "quantization_config", None) is None and not cuda
+            dtype = "float32" if exact else "auto"
+        kind = dtype if dtype == "auto" else getattr(torch, dtype)
+        model = _model(path, kind, "cuda" if cuda else None)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except ImportError as error:
         raise MissingDependency(
@@ -104,6 +111,80 @@ def open_checkpoint(path: Path, *, on_gpu: bool, threads: int, progress: Callabl
     return Checkpoint(model, tokenizer, int(text_config.vocab_size), context)
 
 
+def _model(path: Path, dtype: Any, device: str | None) -> Any:
+    """The model by transformers' own quantizers, by GPTQModel itself where transformers would need optimum for it."""
+    if _method(path) == "gptq" and importlib.util.find_spec("optimum") is None:
+        from gptqmodel import GPTQModel
+
+        return GPTQModel.load(
+            str(path), device=device or "cpu", dtype=dtype, trust_remote_code=False, local_files_only=True
+        ).model
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        path,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype=dtype,
+        device_map=device,
+    )
+
+
+def _cuda(torch: Any) -> bool:
+    """True, where torch sees a GPU.
+
+    Raises:
+        MissingDependency: it sees none, although one is planned.
+    """
+    if not torch.cuda.is_available():
+        raise MissingDependency(
+            "the installed torch sees no GPU",
+            numbers=f"torch {torch.__version__}",
+            hint="install a build for your GPU: https://pytorch.org/get-started/locally/",
+            code="no-gpu-build",
+        )
+    return True
+
+
+_BACKENDS = {"gptq": ("gptqmodel",), "awq": ("gptqmodel",), "bitsandbytes": ("bitsandbytes",)}
+"""Packages that transformers imports for a quantization method."""
+
+
+def backend_packages(path: Path) -> tuple[str, ...]:
+    """Packages besides transformers that load a checkpoint, by its config.json."""
+    return _BACKENDS.get(_method(path), ())
+
+
+def import_backend(path: Path) -> None:
+    """Import everything that loading a checkpoint imports, so that it counts as the bare process.
+
+    Raises:
+        MissingDependency: a package is not installed.
+    """
+    _libraries()
+    for package in backend_packages(path):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise MissingDependency(
+                f"{path.name} is quantized in a way that needs {package}", numbers=str(error), hint=_package(path)
+            ) from None
+
+
+def tool_version(path: Path) -> str:
+    """``transformers 5.23.0, gptqmodel 7.6.0, torch 2.13.0``: all that runs a checkpoint."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for package in ("transformers", *backend_packages(path), "torch"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
 def _libraries() -> tuple[Any, Any]:
     """``torch`` and ``transformers``.
 
@@ -122,13 +203,18 @@ def _libraries() -> tuple[Any, Any]:
     return torch, transformers
 
 
-_PACKAGES = {"gptq": "gptqmodel", "awq": "gptqmodel", "bitsandbytes": "bitsandbytes accelerate"}
+_PACKAGES = {"gptq": "gptqmodel optimum", "awq": "gptqmodel", "bitsandbytes": "bitsandbytes accelerate"}
 
 
 def _package(path: Path) -> str:
     """How to install what a checkpoint's quantization needs."""
-    from planner.models.directory import read_config
-
-    method = str((read_config(path).get("quantization_config") or {}).get("quant_method", ""))
+    method = _method(path)
     wanted = _PACKAGES.get(method)
     return f"`pip install {wanted}`" if wanted else f"its quantization is {method!r}; see transformers' documentation"
+
+
+def _method(path: Path) -> str:
+    """``quant_method`` of a checkpoint; empty where it is not quantized."""
+    from planner.models.directory import read_config
+
+    return str((read_config(path).get("quantization_config") or {}).get("quant_method", ""))

@@ -10,6 +10,8 @@ from planner.core.hardware import STRICT
 
 SPEED = "speed"
 QUALITY = "quality"
+VLLM = "vllm"
+"""The runtime in :attr:`TrialRequest.options` that speed is measured by, in place of transformers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,8 @@ class TrialRequest:
     max_chunks: int | None = None
     repack: bool = True
     """Let llama.cpp hold weights in its CPU-specific layouts (AMX, CPU_REPACK), its default."""
+    options: tuple[tuple[str, str], ...] = ()
+    """What transformers is told to run a checkpoint, as ``(("dtype", "bfloat16"),)``; else what the checkpoint says."""
     like_llama_cpp: bool = False
     """Round the reference as the file of ``llama-perplexity --kl-divergence-base`` does."""
 
@@ -57,6 +61,8 @@ class Samples:
     seconds_per_sample: tuple[float, ...]
     cpu_seconds: float = 0.0
     """CPU time of all threads over all samples; below threads × seconds, others had the cores."""
+    others_share: float | None = None
+    """Share of all cores' time that other programs had meanwhile; ``None`` where the system does not tell."""
 
     @property
     def median(self) -> float:
@@ -126,6 +132,7 @@ class SpeedTrial:
     flash_attention: bool
     repack: bool
     """False: measured with llama.cpp's CPU-specific layouts off, as they crashed here."""
+    runtime: str = "llama.cpp"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

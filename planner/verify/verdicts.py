@@ -11,10 +11,12 @@ from planner.core.hardware import STRICT
 from planner.core.measurement import (
     DECODE,
     KL_DIVERGENCE,
+    LOSS_RATIO,
     PEAK_MEMORY,
     PERPLEXITY_RATIO,
     PREFILL,
     QUANTITIES,
+    TRAINING_RATE,
 )
 from planner.core.plan import Expectation
 
@@ -24,7 +26,15 @@ OUTSIDE = "outside"
 NOT_MEASURED = "not measured"
 MACHINE_BUSY = "machine busy"
 
-_BETTER_IS_LESS = {PEAK_MEMORY: True, PREFILL: False, DECODE: False, PERPLEXITY_RATIO: True, KL_DIVERGENCE: True}
+_BETTER_IS_LESS = {
+    PEAK_MEMORY: True,
+    PREFILL: False,
+    DECODE: False,
+    PERPLEXITY_RATIO: True,
+    KL_DIVERGENCE: True,
+    TRAINING_RATE: False,
+    LOSS_RATIO: True,
+}
 """Which side of the interval is good news. File bytes have none: the size is exact, and a smaller file is another."""
 
 

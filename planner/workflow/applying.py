@@ -9,24 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from planner.core.candidate import Placement, Variant
+from planner.core.candidate import Variant
 from planner.core.codec import read_json
-from planner.core.errors import InputError, NeedsConfirmation, QplanError
+from planner.core.errors import InputError, NeedsConfirmation
 from planner.core.hardware import HardwareProfile
-from planner.core.measurement import Measurement
-from planner.core.model import ModelSpec, shape_sha256
-from planner.core.plan import Expectation, Plan, PlanModel, Step
+from planner.core.model import ModelSpec
+from planner.core.plan import Plan, PlanModel, Step
 from planner.core.units import format_bytes
 from planner.execute import calibration, obtain, preflight, process, receipts, runner
 from planner.workflow import environments, reporting, step_report
 from planner.workflow.planning import check_hardware
 from planner.workflow.survey import survey
+from planner.workflow.verifying import DEFAULT_BUDGET_SECONDS, measure, model_of, planned, remember
+from planner.workflow.verifying import Outcome as Outcome
 
 if TYPE_CHECKING:
     from planner.execute.receipts import Receipt as Receipt
 
 REPORT = reporting.REPORT
-DEFAULT_BUDGET_SECONDS = 240.0
 
 
 class Watcher(runner.Observer, Protocol):
@@ -34,26 +34,6 @@ class Watcher(runner.Observer, Protocol):
 
     def measuring(self) -> Callable[[str, float], None]:
         """The verification begins; the returned function gets what is measured and the fraction done."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What an apply or a verify gave."""
-
-    report: dict[str, Any]
-    report_path: Path | None
-    nothing_to_do: bool = False
-    removed: tuple[str, ...] = ()
-
-    @property
-    def page_path(self) -> Path | None:
-        """The report as an HTML page."""
-        return self.report_path and self.report_path.with_name(reporting.PAGE)
-
-    @property
-    def ok(self) -> bool:
-        """Every measured quantity is inside its expectation."""
-        return bool(self.report["ok"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +110,7 @@ def apply(plan: Plan, options: ApplyOptions, watcher: Watcher) -> Outcome:
         place = _workplace(plan, options, here)
         steps = runner.pending(plan, output, reference_needed=True)
         made = runner.run_steps(plan, steps, place, watcher)
-        remember(step_report.measurements(plan, _model_of(plan), here, made, steps, place.threads))
+        remember(step_report.measurements(plan, model_of(plan), here, made, steps, place.threads))
         report = _verify_plan(plan, place, here, made, options, watcher)
         removed = () if options.keep_intermediate else runner.clean_up(plan, place)
     return Outcome(report=report, report_path=output / REPORT, removed=removed)
@@ -212,19 +192,19 @@ def _verify_plan(
 ) -> dict[str, Any]:
     from planner.verify.report import report_document, write_report
 
+    if plan.finetune_step() is not None:
+        return _report_training(plan, place, here, made)
     # without a step that makes the 16-bit model: the model itself, a GGUF file or the checkpoint
     reference = next((place.path(plan, step.name) for step in plan.reference_steps()), place.model)
-    model = _model_of(plan)
+    model = model_of(plan)
     context = reporting.context_of(plan, model, here)
-    result = _measure(
+    subject = planned(plan, model, here)
+    result = measure(
         place.output / plan.artifact,
-        model,
-        plan.variant,
-        plan.placement,
+        subject,
         here,
         reference=reference,
         keep_reference=_kept_reference(plan, model, options),
-        expectations=plan.expectations,
         budget_seconds=options.budget_seconds,
         text=options.text,
         progress=watcher.measuring(),
@@ -237,7 +217,23 @@ def _verify_plan(
         hardware=here,
         tools=plan.tools,
     )
-    document |= context
+    document |= context | reporting.identity_of(model, subject.variant)
+    write_report(place.output / REPORT, document)
+    reporting.write_report_page(str(place.output))
+    return document
+
+
+def _report_training(
+    plan: Plan, place: runner.Workplace, here: HardwareProfile, made: tuple[receipts.Receipt, ...]
+) -> dict[str, Any]:
+    """A fine-tuning measures itself while it runs: only the report is left to write."""
+    from planner.verify.report import write_report
+    from planner.workflow import finetuning
+
+    artifact = place.output / plan.artifact
+    document = finetuning.report_document(plan, made, here, artifact)
+    document |= reporting.context_of(plan, model_of(plan), here)
+    document["commands"] = finetuning.commands_of(plan, place.output)
     write_report(place.output / REPORT, document)
     reporting.write_report_page(str(place.output))
     return document
@@ -258,134 +254,3 @@ def _kept_reference(plan: Plan, model: ModelSpec, options: ApplyOptions) -> Path
     preflight.check_ours(path, ours=receipts.begun(options.output, step))
     receipts.begin(options.output, step)
     return path
-
-
-def _model_of(plan: Plan) -> ModelSpec:
-    """The plan's model, under the name and at the revision that the plan pinned."""
-    from planner import models
-
-    pinned = plan.model
-    text = pinned.name if pinned.kind == "catalog" else pinned.location
-    if pinned.kind == "hub" and pinned.revision and not pinned.is_gguf:
-        text = f"{text}@{pinned.revision}"
-    return dataclasses.replace(models.resolve(text), name=pinned.name)
-
-
-def verify(
-    artifact: Path,
-    *,
-    plan: Plan | None = None,
-    reference: Path | None = None,
-    text: Path | None = None,
-    budget_seconds: float = DEFAULT_BUDGET_SECONDS,
-    progress: Callable[[str, float], None] | None = None,
-) -> Outcome:
-    """Measure a GGUF file on this machine and compare with its plan, or with what qplan predicts for it.
-
-    Raises:
-        InputError: the file is missing or no GGUF file.
-        StalePlan: the plan is for another machine.
-    """
-    from planner import models
-    from planner.verify.artifact import gguf_files
-    from planner.verify.report import report_document
-
-    gguf_files(artifact)
-    if reference is not None and not reference.is_dir():
-        gguf_files(reference)
-    preflight.check_text(text)
-    here = survey(output=artifact.absolute().parent)
-    model = models.resolve(str(artifact))
-    if plan is not None:
-        check_hardware(plan, here)
-    variant, placement, expected = _expected(artifact, model, here) if plan is None else _planned(plan)
-    result = _measure(
-        artifact,
-        model,
-        variant,
-        placement,
-        here,
-        reference=reference,
-        expectations=expected,
-        budget_seconds=budget_seconds,
-        text=text,
-        progress=progress,
-    )
-    sha256 = plan.content_sha256 if plan else None
-    return Outcome(report=report_document(result, plan_sha256=sha256, hardware=here), report_path=None)
-
-
-Expected = tuple[Variant, Placement, tuple[Expectation, ...]]
-
-
-def _planned(plan: Plan) -> Expected:
-    return plan.variant, plan.placement, plan.expectations
-
-
-def _expected(artifact: Path, model: ModelSpec, here: HardwareProfile) -> Expected:
-    """The variant of a GGUF file by its own type, a placement on the CPU, and what to expect of them."""
-    from planner.core.candidate import Candidate
-    from planner.estimate import estimate
-    from planner.methods import gguf
-    from planner.models.gguf_file import file_type_of
-    from planner.workflow.planning import expectations
-    from planner.workflow.survey import calibration_of
-
-    variant = gguf.variant(file_type_of(artifact))
-    placement = Placement(context=min(4096, model.n_ctx_train), threads=here.cpu.inference_threads())
-    made = estimate(model, variant, placement, here, calibration_of(here)[0])
-    candidate = Candidate(variant=variant, placement=placement, estimate=made)
-    return variant, placement, expectations(model, candidate, here)
-
-
-def _measure(
-    artifact: Path,
-    model: ModelSpec,
-    variant: Variant,
-    placement: Placement,
-    here: HardwareProfile,
-    *,
-    reference: Path | None,
-    keep_reference: Path | None = None,
-    expectations: tuple[Expectation, ...],
-    budget_seconds: float,
-    text: Path | None,
-    progress: Callable[[str, float], None] | None,
-) -> Any:
-    """Measure, and put what was measured into the store."""
-    from planner.estimate.weights import bytes_read_per_token
-    from planner.verify.artifact import Subject, verify_artifact
-
-    on_gpu, on_host = bytes_read_per_token(model, variant, placement)
-    subject = Subject(
-        model=model.name,
-        model_sha256=shape_sha256(model),
-        variant=variant,
-        decode_weights_bytes=float(on_gpu + on_host),
-        prefill_weight_count=float(model.active_parameter_count),
-    )
-    result = verify_artifact(
-        artifact,
-        subject=subject,
-        placement=placement,
-        hardware=here,
-        reference=reference,
-        keep_reference=keep_reference,
-        text=text,
-        expectations=expectations,
-        progress=progress,
-        budget_seconds=budget_seconds,
-    )
-    return dataclasses.replace(result, notes=(*result.notes, *remember(result.measurements)))
-
-
-def remember(measurements: tuple[Measurement, ...]) -> tuple[str, ...]:
-    """Put measurements into the store; a store that cannot be written costs a note, not the result."""
-    from planner.store import Store
-
-    try:
-        with Store() as store:
-            store.add(measurements)
-    except QplanError as error:
-        return (f"the measurement could not be kept for later estimates: {error.what}",)
-    return ()

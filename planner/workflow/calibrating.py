@@ -84,7 +84,8 @@ def calibrate(options: CalibrateOptions, progress: Progress | None = None) -> Ca
     stamped = _stamped(found, here)
     with Store() as store:
         store.add_rates(stamped)
-    return Calibrated(hardware=here, rates=stamped, seconds=seconds, notes=notes, best_threads=best_threads(stamped))
+    fastest = kinds.Rates(stamped).best_threads(here.cpu.inference_threads())
+    return Calibrated(hardware=here, rates=stamped, seconds=seconds, notes=notes, best_threads=fastest)
 
 
 def _model(options: CalibrateOptions) -> ModelSpec | None:
@@ -140,10 +141,10 @@ def _distinct_gpus(here: HardwareProfile) -> list[tuple[int, Gpu]]:
     found: dict[str, tuple[int, Gpu]] = {}
     for index, gpu in enumerate(here.gpus):
         found.setdefault(gpu_key(gpu), (index, gpu))
-    return list(found.values()) if found and _supports_gpus() else []
+    return list(found.values()) if found and supports_gpus() else []
 
 
-def _supports_gpus() -> bool:
+def supports_gpus() -> bool:
     """Asked in a child, so that no driver is started in this process."""
     import subprocess
     import sys
@@ -249,19 +250,6 @@ def _stamped(found: list[Rate], here: HardwareProfile) -> tuple[Rate, ...]:
         dataclasses.replace(rate, hardware_identity=here.identity(), hardware_name=here.name, measured_at=now)
         for rate in found
     )
-
-
-def best_threads(rates: tuple[Rate, ...]) -> int | None:
-    """Thread count with the fastest decode of the type that was measured with the most counts."""
-    by_type: dict[str, list[Rate]] = {}
-    for rate in rates:
-        if rate.work in (kinds.DECODE_WEIGHTS, kinds.MODEL_DECODE_LAYER) and rate.device == kinds.CPU:
-            by_type.setdefault(rate.type, []).append(rate)
-    most = max(by_type.values(), key=len, default=[])
-    if len(most) < 2:
-        return None
-    faster = (lambda r: r.value) if most[0].work == kinds.DECODE_WEIGHTS else (lambda r: -r.value)
-    return max(most, key=faster).threads
 
 
 def depth_curve(

@@ -29,6 +29,8 @@ EXTRAS = {
     "gguf": "`pip install 'qplan[gguf]'`",
     "sentencepiece": "`pip install 'qplan[gguf]'`",
     "huggingface_hub": "`pip install 'qplan[hub]'` for models by hub id",
+    "pandas": "`pip install 'qplan[analysis]'` to compare measurements and write them as CSV",
+    "pyarrow": "`pip install 'qplan[analysis]'` to write measurements as Parquet",
     "textual": "`pip install 'qplan[tui]'` for the wizard",
     "textual-serve": "`pip install 'qplan[tui]'` for the wizard in a browser",
 }

@@ -42,7 +42,17 @@ def recommendation_document(answer: Recommendation) -> dict[str, Any]:
         "alternatives": [_with_making(c, answer) for c in decision.alternatives],
         "rejected": [encode(rejection) for rejection in decision.rejected],
         "trace": [encode(entry) for entry in decision.trace],
+        **_finetuning(answer),
     }
+
+
+def _finetuning(answer: Recommendation) -> dict[str, Any]:
+    """The key ``finetuning`` of that objective."""
+    if answer.finetuning is None:
+        return {}
+    from planner.workflow import finetuning
+
+    return {"finetuning": finetuning.document(answer.finetuning)}
 
 
 def _with_making(candidate: Candidate, answer: Recommendation) -> dict[str, Any]:

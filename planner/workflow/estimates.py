@@ -18,6 +18,7 @@ from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec, shape_twin
 from planner.core.workload import KV_TYPES
 from planner.estimate import kv_cache
+from planner.runtimes import kernels
 from planner.workflow.documents import estimate_document
 from planner.workflow.survey import cached_survey, calibration_of, simulated
 
@@ -65,6 +66,8 @@ def computed_case(case: Case) -> tuple[ModelSpec, Variant, Placement, HardwarePr
     model = _model(case)
     hardware = _hardware(case)
     variant = _variant(case)
+    if case.get("runtime") is None:
+        variant = kernels.fitting(variant, hardware)
     placement = _placement(case, model, hardware, variant)
     measured = None if case.get("device") or case.get("profile") else _calibration(hardware)
     return model, variant, placement, hardware, estimate(model, variant, placement, hardware, measured)

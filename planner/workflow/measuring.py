@@ -6,12 +6,13 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from planner.core.candidate import Candidate, Placement
+from planner.core.errors import UsageError
 from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec
 from planner.core.plan import CalibrationSource, Step
 from planner.estimate import making_runs
 from planner.execute import calibration as texts
-from planner.methods import gguf
+from planner.methods import gguf, quantizers
 from planner.workflow.recommend import Recommendation
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def prepared(
     Raises:
         InputError: the text or the matrix that was named cannot be read.
     """
+    if any(step.settings is not None for step in steps):
+        return tuple(_settled(step, answer, measuring) for step in steps)
     if not any(step.kind in ("imatrix", "sensitivity") for step in steps):
         return steps
     text, matrix = _materials(measuring)
@@ -48,6 +51,26 @@ def prepared(
         return step
 
     return tuple(map(settled, steps))
+
+
+def _settled(step: Step, answer: Recommendation, measuring: Measuring) -> Step:
+    """A step of a method for GPUs with its text, and whether it uses the GPU."""
+    if step.settings is None:
+        return step
+    whole = answer.model.offloadable_count if answer.hardware.gpus and not answer.workload.cpu_only else 0
+    uses_gpu = step.settings.quantizer != "qplan"
+    step = dataclasses.replace(step, gpu_layers=whole if uses_gpu else 0)
+    if step.method not in quantizers.CALIBRATED:
+        return step
+    text, matrix = _materials(measuring)
+    if matrix is not None:
+        raise UsageError(
+            f"{step.method} calibrates with a text, not with an importance matrix",
+            hint="give a text with --calibration, or leave it out",
+            code="no-matrix",
+        )
+    tokens = min(measuring.chunk_tokens or making_runs.CHUNK_TOKENS, answer.model.n_ctx_train)
+    return dataclasses.replace(step, calibration=dataclasses.replace(text, chunk_tokens=tokens))
 
 
 def _materials(measuring: Measuring) -> tuple[CalibrationSource, CalibrationSource | None]:

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from planner import FORMAT_VERSION, __version__, methods
-from planner.core.candidate import Candidate
+from planner.core.candidate import Candidate, Variant
 from planner.core.codec import content_sha256, decode, encode, read_json, write_atomically
 from planner.core.errors import DoesNotFit, InputError, StalePlan, UsageError
 from planner.core.estimates import Prediction
@@ -18,6 +18,7 @@ from planner.core.measurement import DECODE, FILE_BYTES, KL_DIVERGENCE, PEAK_MEM
 from planner.core.model import ModelSpec, shape_sha256
 from planner.core.plan import (
     BUILT_IN,
+    FINETUNE,
     MATRIX,
     STEP_KINDS,
     TEXT,
@@ -28,6 +29,7 @@ from planner.core.plan import (
     PlanModel,
     Step,
 )
+from planner.methods import quantizers
 from planner.methods.serving import artifact_name
 from planner.workflow.recommend import Recommendation
 
@@ -45,12 +47,16 @@ class Measuring:
     calibration: Path | None = None
     """A text, a folder of texts, or a finished importance matrix; ``None``: the text that comes with qplan."""
     chunks: int | None = None
-    """Chunks of 512 tokens; ``None``: as many as the defaults say."""
+    """Chunks of text; ``None``: as many as the defaults say."""
+    chunk_tokens: int | None = None
+    """Tokens of each, where a method for GPUs calibrates; ``None``: 512, or what the model was trained with."""
     seed: int = 0
     probes: int | None = None
     """Parts of the model to probe; ``None``: as many as take about ten minutes."""
     target_bytes: int | None = None
     """Most bytes of a mixture's file."""
+    dataset: Path | None = None
+    """What a fine-tuning trains with; ``None``: a smoke test with the texts that come with qplan."""
 
 
 def make_plan(answer: Recommendation, candidate: Candidate | None = None, measuring: Measuring = Measuring()) -> Plan:
@@ -60,6 +66,10 @@ def make_plan(answer: Recommendation, candidate: Candidate | None = None, measur
         DoesNotFit: nothing was chosen.
         UsageError: the model is a bare size, or no method that fits can be carried out.
     """
+    if answer.finetuning is not None:
+        from planner.workflow import finetuning
+
+        return finetuning.make_plan(answer, measuring.dataset, measuring.seed)
     chosen = candidate or best_executable(answer) or answer.decision.chosen
     if chosen is None:
         raise _nothing(answer)
@@ -76,10 +86,16 @@ def make_plan(answer: Recommendation, candidate: Candidate | None = None, measur
         estimate=chosen.estimate,
         expectations=expectations(answer.model, chosen, answer.hardware),
         steps=_steps(answer, chosen, measuring),
-        tools=tool_versions(),
+        tools=tool_versions(chosen.variant),
         artifact=artifact_name(answer.model, chosen.variant),
-        reasons=chosen.reasons,
+        reasons=(*chosen.reasons, *_maker(chosen)),
     ).sealed()
+
+
+def _maker(chosen: Candidate) -> tuple[str, ...]:
+    """Which program makes it, and why that one."""
+    told = quantizers.reason(chosen.variant)
+    return (told,) if told else ()
 
 
 def _steps(answer: Recommendation, chosen: Candidate, measuring: Measuring) -> tuple[Step, ...]:
@@ -114,7 +130,13 @@ def best_executable(answer: Recommendation) -> Candidate | None:
     if answer.decision.chosen is None:
         return None
     ranked = (answer.decision.chosen, *answer.decision.alternatives)
-    return next((c for c in ranked if methods.row(c.variant.method).executable), None)
+    return next((c for c in ranked if _is_made(c.variant)), None)
+
+
+def _is_made(variant: Variant) -> bool:
+    """Whether ``apply`` carries it out: llama.cpp makes all of GGUF, and of the rest what a quantizer makes."""
+    made = variant.method == "gguf" or quantizers.way_of(variant) is not None
+    return methods.row(variant.method).executable and made
 
 
 def _nothing(answer: Recommendation) -> DoesNotFit:
@@ -141,9 +163,9 @@ def _check_makeable(model: ModelSpec, candidate: Candidate) -> None:
             hint="`qplan verify` measures it, and `qplan recommend` says how to run it; plan from the 16-bit model",
             code="already-quantized",
         )
-    if not methods.row(candidate.variant.method).executable:
+    if not _is_made(candidate.variant):
         raise UsageError(
-            f"this version of qplan recommends {candidate.variant.method} but cannot carry it out",
+            f"this version of qplan knows {candidate.variant.label()} but cannot carry it out",
             hint="add `--methods gguf` for a plan that applies, or use the commands of `qplan recommend`",
             code="not-executable",
         )
@@ -176,10 +198,17 @@ def plan_hardware(hardware: HardwareProfile, *, simulated: bool) -> PlanHardware
     )
 
 
-def tool_versions() -> dict[str, str]:
-    """Versions of the packages that do the work; one that is not installed is left out."""
+def tool_versions(variant: Variant) -> dict[str, str]:
+    """Versions of the packages that do the work; one that is not installed is left out.
+
+    Of a quantizer in an environment of its own: the version that it is made with; a receipt tells those that ran.
+    """
+    way = quantizers.way_of(variant)
+    maker = way and quantizers.quantizer(way.quantizer)
+    if maker and maker.environment:
+        return {maker.packages[0]: maker.version}
     found = {}
-    for name in TOOLS:
+    for name in TOOLS if variant.method == "gguf" else ("numpy",):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -296,12 +325,39 @@ def _step_fault(step: Step) -> str:
         kinds = (BUILT_IN, TEXT, MATRIX) if step.kind == "imatrix" else (BUILT_IN, TEXT)
         if step.calibration is None or step.calibration.kind not in kinds:
             return "it names nothing to calibrate with"
-    counts = [step.probes, step.target_bytes, step.calibration.chunks if step.calibration else None]
+    text = step.calibration
+    counts = [step.probes, step.target_bytes, *((text.chunks, text.chunk_tokens) if text else ())]
     if any(count is not None and count < 1 for count in counts) or step.gpu_layers < 0:
         return "a count is less than one"
     if step.sensitivity is not None and step.target_bytes is None:
         return "it chooses types and has no size to choose for"
-    return gguf_recipe.fault(step.tensor_types) or ""
+    return gguf_recipe.fault(step.tensor_types) or _settings_fault(step) or _training_fault(step)
+
+
+def _training_fault(step: Step) -> str:
+    """What is wrong with how a step trains an adapter; empty: nothing."""
+    if (step.kind == FINETUNE) != (step.finetune is not None):
+        return "it does not say how, or is no step that trains"
+    if step.finetune is None:
+        return ""
+    if step.calibration is None or step.calibration.kind not in (BUILT_IN, TEXT):
+        return "it names nothing to train with"
+    return step.finetune.fault()
+
+
+def _settings_fault(step: Step) -> str | None:
+    """What is wrong with how a step makes a safetensors artifact."""
+    made = step.settings
+    if made is None:
+        return "it does not say how" if step.kind == "quantize" and step.method != "gguf" else None
+    known = [way for way in quantizers.ways() if (way.quantizer, way.format) == (made.quantizer, made.format)]
+    fitting = [way for way in known if way.method == step.method and step.type in way.types]
+    if not fitting or made.compute_dtype not in (None, *fitting[0].compute_dtypes):
+        return f"no quantizer {made.quantizer!r} makes {step.method} {step.type} in {made.format}"
+    calibrated = step.method in quantizers.CALIBRATED
+    if calibrated and (step.calibration is None or step.calibration.kind not in (BUILT_IN, TEXT)):
+        return "it names nothing to calibrate with"
+    return None
 
 
 def check_hardware(plan: Plan, here: HardwareProfile) -> None:

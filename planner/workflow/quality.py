@@ -18,12 +18,13 @@ from planner.core.measurement import KL_DIVERGENCE, PERPLEXITY_RATIO, Measuremen
 from planner.core.model import ModelSpec, shape_sha256
 from planner.execute import preflight
 from planner.execute.process import run_child
-from planner.verify.artifact import HELD_OUT, Subject, gguf_files, quality_measurements
+from planner.verify.artifact import HELD_OUT, gguf_files, quality_quantities
+from planner.verify.learned import Subject, measurements
 from planner.verify.run import run_trial
 from planner.verify.tasks import TasksRequest, TasksResult, require_harness
 from planner.verify.trial import QUALITY, QualityTrial, TrialRequest, TrialResult
-from planner.workflow.applying import remember
 from planner.workflow.survey import survey
+from planner.workflow.verifying import kernel_options, python_of, remember, runnable
 
 TASK_SECONDS = 24 * 3600.0
 """A benchmark over thousands of questions on a CPU may take a day."""
@@ -91,19 +92,22 @@ def measure(artifact: Path, options: QualityOptions, progress: Callable[[str, fl
         max_chunks=options.chunks,
         budget_seconds=options.budget_seconds,
     )
-    trial = run_trial(request, progress=progress)
-    tasks = _tasks(artifact, options, progress) if options.tasks else None
     variant, notes = _variant_of(artifact)
+    if variant is not None and artifact.is_dir() and variant.method != "none":
+        request = replace(request, options=kernel_options(variant, here, on_gpu=options.gpu_layers > 0))
+    trial = run_trial(request, progress=progress, python=python_of(artifact, variant, reference))
+    tasks = _tasks(artifact, options, progress) if options.tasks else None
     kept: tuple[Measurement, ...] = ()
     predicted: dict[str, Any] = {}
     assert trial.quality is not None
     if model is not None and variant is not None and trial.quality.comparison is not None:
         predicted = _predicted(model, variant)
         subject = Subject(model=model.name, model_sha256=shape_sha256(model), variant=variant)
-        kept = quality_measurements(
-            trial.quality,
+        kept = measurements(
+            quality_quantities(trial.quality),
             subject,
             placement,
+            None,
             here,
             predicted={name: p["value"] for name, p in predicted.items()},
             tool_version=trial.tool_version,
@@ -196,7 +200,7 @@ def _variant_of(artifact: Path) -> tuple[Variant | None, tuple[str, ...]]:
         if not artifact.is_dir():
             # a file that says nothing of a matrix, of a type that demands one, had one
             return gguf.variant(file_type_of(artifact), imatrix=made_with_imatrix(artifact) or None), ()
-        return checkpoint_variant(artifact), ()
+        return runnable(checkpoint_variant(artifact)), ()
     except (InputError, UsageError) as error:
         return None, (f"not remembered: {error.what}",)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planner.core.errors import UsageError
+from planner.core.finetuning import FinetuneDecision
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import Calibration
 from planner.core.model import ModelSpec
@@ -36,6 +37,13 @@ class Recommendation:
     """The machine is a profile, not this one."""
     notes: tuple[str, ...] = ()
     """What could not be used, and why."""
+    finetuning: FinetuneDecision | None = None
+    """Of the objective ``finetune``."""
+
+    @property
+    def fits(self) -> bool:
+        """There is a way to do what was asked for."""
+        return (self.decision if self.finetuning is None else self.finetuning).chosen is not None
 
 
 def recommend(
@@ -92,6 +100,7 @@ def recommend_for(
         workload=tried,
         decision=decision,
         simulated=simulated,
+        finetuning=_finetuning(model, hardware, workload),
         notes=(
             *notes,
             *_context_notes(model, tried, tries),
@@ -99,6 +108,14 @@ def recommend_for(
             *_calibration_notes(simulated, calibration),
         ),
     )
+
+
+def _finetuning(model: ModelSpec, hardware: HardwareProfile, workload: Workload) -> FinetuneDecision | None:
+    if workload.objective != "finetune":
+        return None
+    from planner.decide.finetuning import decide_finetuning
+
+    return decide_finetuning(model, hardware, workload)
 
 
 def contexts_to_try(model: ModelSpec, workload: Workload) -> tuple[int, ...]:
@@ -170,9 +187,10 @@ def check_types(model: ModelSpec, workload: Workload) -> None:
         UsageError: with the known types.
     """
     from planner import methods
+    from planner.methods import wishes
 
     wanted = workload.methods or methods.names()
-    known = [variant.type for name in wanted for variant in methods.get(name).variants(model)]
+    known = [type_ for name in wanted for type_ in wishes.types(name, model, workload)]
     for asked in workload.types or ():
         if asked.lower() not in {type_.lower() for type_ in known}:
             raise UsageError(

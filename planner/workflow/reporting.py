@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner.core.candidate import Candidate
+from planner.core.candidate import Candidate, Variant
 from planner.core.codec import encode, write_atomically
 from planner.core.errors import ExecutionFailed, InputError, QplanError
 from planner.core.estimates import Prediction
@@ -42,6 +42,11 @@ def context_of(plan: Plan, model: ModelSpec, here: HardwareProfile) -> dict[str,
         "speed_by_depth": _speed_by_depth(plan, model, here, calibration),
         "commands": methods.get(plan.variant.method).commands(model, chosen),
     }
+
+
+def identity_of(model: ModelSpec, variant: Variant) -> dict[str, Any]:
+    """What a report says was measured: the model, and the variant with the runtime that really ran it."""
+    return {"model": model.name, "variant": encode(variant)}
 
 
 def _candidates(
@@ -122,6 +127,8 @@ def find_report(text: str) -> Path:
     path = Path(text).expanduser()
     if path.is_dir():
         found = path / REPORT
+        if not found.is_file() and (path / "config.json").is_file():  # the artifact itself, of a report beside it
+            found = path.absolute().parent / REPORT
     elif path.suffix == ".json":
         found = path
     else:
@@ -133,7 +140,7 @@ def find_report(text: str) -> Path:
             hint="`qplan apply` writes report.json beside the artifact; name it, its folder or the artifact",
             code="no-report",
         )
-    if not path.is_dir() and path.suffix != ".json":
+    if found.parent.absolute() != path.absolute() and path.suffix != ".json":
         _check_about(found, path)
     return found
 
@@ -157,6 +164,7 @@ def load_run(text: str) -> Run:
         InputError: there is no report, or it is damaged.
     """
     from planner.report.bits import bits_of
+    from planner.report.bits_checkpoint import bits_of_checkpoint
     from planner.report.document import read
     from planner.report.page import Run
 
@@ -164,7 +172,8 @@ def load_run(text: str) -> Run:
     report = read(path)
     artifact = path.parent / Path(report.artifact).name
     try:
-        return Run(report=report, where=str(path.parent), bits=bits_of(artifact))
+        bits = bits_of_checkpoint(artifact) if artifact.is_dir() else bits_of(artifact)
+        return Run(report=report, where=str(path.parent), bits=bits)
     except (QplanError, OSError) as error:
         note = f"{artifact.name} does not lie beside the report" if not artifact.exists() else str(error)
         return Run(report=report, where=str(path.parent), bits_note=note)
@@ -206,18 +215,21 @@ def comparison_document(runs: tuple[Run, ...]) -> list[dict[str, Any]]:
 def _comparison_row(run: Run) -> dict[str, Any]:
     report = run.report
     judged = {verdict.quantity: verdict for verdict in report.verdicts}
-    plan = report.plan
+    plan, variant = report.plan, report.measured_variant
     return {
         "name": report.name,
         "where": run.where,
         "artifact": report.artifact,
-        "model": plan.model.name if plan else None,
-        "method": plan.variant.method if plan else None,
-        "type": plan.variant.type if plan else None,
+        "model": plan.model.name if plan else report.model,
+        "method": variant.method if variant else None,
+        "type": variant.type if variant else None,
+        "group_size": variant.group_size if variant else None,
+        "runtime": variant.runtime if variant else None,
         "bits_per_weight": run.bits.bits_per_weight if run.bits else None,
         "ok": report.ok,
         "measured_at": report.measured_at or None,
         "machine": report.hardware.identity() if report.hardware else None,
         "measured": {name: report.measured.get(name) for name in QUANTITIES},
+        "same_top_fraction": report.same_top_fraction,
         "predicted": {name: encode(judged[name]) if name in judged else None for name in QUANTITIES},
     }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from planner.core.candidate import KernelUse
 from planner.core.codec import read_json
 from planner.core.data import home
 from planner.core.errors import InputError, MissingDependency
@@ -18,7 +19,18 @@ from planner.core.hardware import HardwareProfile
 from planner.execute.process import ChildDied
 from planner.runtimes import kernels
 from planner.runtimes.commands import command, default_server
-from planner.runtimes.service import HOST, LOOPBACK, PORT, Command, Server, Service, server, servers, visible_gpus
+from planner.runtimes.service import (
+    HOST,
+    LOOPBACK,
+    PORT,
+    UNCOMPILED,
+    Command,
+    Server,
+    Service,
+    server,
+    servers,
+    visible_gpus,
+)
 from planner.serve import run as serving
 from planner.verify.run import FAULTS
 from planner.workflow.applying import REPORT
@@ -65,14 +77,34 @@ def prepare(target: Path, options: Options, *, to_run: bool) -> Prepared:
     """
     here = survey(output=target.absolute().parent)
     service = _with_options(service_of(target, options, here, to_run=to_run), options)
-    kernel = service.kernel or kernels.reading(service.variant)
-    service = dataclasses.replace(service, kernel=kernel, repack=_repack(service, options, here))
+    service = _kernel_named(service, here)
+    kernel = service.kernel
+    service = dataclasses.replace(service, repack=_repack(service, options, here))
     chosen = _choose(service, options.server, to_run=to_run)
     notes = [*command(chosen.name, service).notes, *_exposure(options)]
     if kernel is not None and kernel.note:
         notes.append(kernel.note)
     shown = tuple(visible_gpus(service.placement, os.environ).items()) if here.gpus else ()
+    if chosen.name == "transformers" and not here.gpus:
+        shown += tuple(UNCOMPILED.items())
     return Prepared(service=service, server=chosen, environment=shown, notes=tuple(notes))
+
+
+def _kernel_named(service: Service, here: HardwareProfile) -> Service:
+    """The service with the kernel that it gets; without a GPU, with the runtime and the kernel that work there.
+
+    That is how ``qplan verify`` measures the same artifact.
+    """
+    if service.kernel is not None or service.variant.format == "gguf" or here.gpus:
+        return dataclasses.replace(service, kernel=service.kernel or kernels.reading(service.variant))
+    variant = kernels.fitting(service.variant, here)
+    found = kernels.validate(variant, (), here, gpus_used=False)
+    return dataclasses.replace(
+        service,
+        variant=variant,
+        placement=dataclasses.replace(service.placement, gpu_layers=0, gpu_count=0, tensor_parallel=1),
+        kernel=found if isinstance(found, KernelUse) else kernels.reading(variant),
+    )
 
 
 def _with_options(service: Service, options: Options) -> Service:

@@ -118,7 +118,9 @@ def measurements(
 
 
 def _rate_of(step: Step, model: ModelSpec, variant: Variant) -> str | None:
-    """What the step's time is a rate of."""
+    """What the step's time is a rate of; nothing, where its quantizer is not llama.cpp or qplan's own."""
+    if step.method != "gguf":
+        return None
     if step.kind == "quantize":
         return ONE_PASS_RATE if gguf.is_one_pass(model, variant) else QUANTIZE_RATE
     return CONVERT_RATE if step.kind == "convert" else None

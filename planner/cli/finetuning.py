@@ -1,0 +1,120 @@
+"""Options of the objective ``finetune``, and its block on the page of a recommendation."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from planner.cli.options import Finite
+from planner.cli.output import escape, table
+from planner.core.errors import UsageError
+from planner.core.finetuning import BASES, OPTIMIZERS, FinetuneWish
+from planner.core.units import format_bytes, format_seconds
+from planner.core.wording import ranged, rejection_numbers
+from planner.core.workload import Workload
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from planner.core.finetuning import FinetuneChoice, FinetuneDecision
+    from planner.workflow.recommend import Recommendation
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("--lora-base", "base", type=click.Choice(BASES), help="Finetune: frozen weights; default: nf4."),
+    click.option("--lora-rank", "rank", type=click.IntRange(1, 1024), help="Finetune: rank of LoRA; default: 16."),
+    click.option(
+        "--sequence-length", type=click.IntRange(8), help="Finetune: tokens of a sequence; default: the most that fit."
+    ),
+    click.option("--batch", type=click.IntRange(1, 4096), help="Finetune: sequences per step; default: 16."),
+    click.option("--micro-batch", type=click.IntRange(1, 4096), help="Finetune: at once; default: the most that fit."),
+    click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="Finetune; default by device."),
+    click.option("--learning-rate", type=Finite(1e-7, 1.0), help="Finetune; default: 2e-4, large models 1e-4."),
+    click.option("--steps", type=click.IntRange(1), help="Finetune: optimizer steps; default: once over the data."),
+)
+_FIELDS = tuple(field.name for field in fields(FinetuneWish))
+
+
+def finetune_options(command: F) -> F:
+    """Add the options; they go into the command's ``workload``. Goes above ``workload_options``' wrapper.
+
+    Raises:
+        UsageError: one is given with another objective.
+    """
+
+    @functools.wraps(command)
+    def wrapper(*, workload: Workload, **given: Any) -> Any:
+        wish = FinetuneWish(**{name: given.pop(name) for name in _FIELDS})
+        if wish != FinetuneWish() and workload.objective != "finetune":
+            named = next(name for name in _FIELDS if getattr(wish, name) is not None)
+            option = f"--{'lora-' * (named in ('base', 'rank'))}{named.replace('_', '-')}"
+            raise UsageError(f"{option} is for fine-tuning", hint="add --objective finetune")
+        return command(workload=replace(workload, finetuning=wish), **given)
+
+    for option in reversed(_OPTIONS):
+        wrapper = option(wrapper)
+    return wrapper  # type: ignore[return-value]
+
+
+def show(out: Console, answer: Recommendation, decision: FinetuneDecision, *, verbose: bool) -> None:
+    """The block "fine-tuning": settings, memory by term, reasons, and what does not fit."""
+    out.print("[bold]Fine-tuning[/]")
+    if decision.chosen is None:
+        out.print("[bold red]nothing fits[/]")
+    else:
+        _choice(out, decision.chosen, verbose)
+    for item in decision.rejected:
+        out.print(f"  · {item.type}: {escape(item.reason)}{rejection_numbers(item)} [dim]\\[{item.rule}][/]")
+    if decision.hint:
+        out.print(f"hint: {escape(decision.hint)}")
+    if decision.chosen is not None and answer.model.source.kind != "size":
+        plan = shlex.join(["qplan", "plan", answer.model.source.location, "--objective", "finetune"])
+        out.print("[bold]Do it[/]")
+        out.print(f"  {plan} --dataset FILE -o plan.json && qplan apply plan.json", soft_wrap=True, markup=False)
+    out.print()
+
+
+def _choice(out: Console, choice: FinetuneChoice, verbose: bool) -> None:
+    settings, made = choice.settings, choice.estimate
+    name = "QLoRA: NF4 with double quantization" if settings.base == "nf4" else "LoRA on 16-bit weights"
+    seconds = made.seconds_per_step
+    rows = (
+        ("base", f"{name}, {settings.compute_dtype}"),
+        ("LoRA", f"rank {settings.rank}, {settings.target_modules}, {made.trainable_parameter_count:,} weights"),
+        ("step", f"{settings.micro_batch} x {settings.accumulation} sequences of {settings.sequence_length} tokens"),
+        (
+            "keeps",
+            "inputs of layers (gradient checkpointing)" if settings.gradient_checkpointing else "all activations",
+        ),
+        ("trains", f"{settings.optimizer}, learning rate {settings.learning_rate:g}"),
+        ("time", f"{ranged(seconds, format_seconds)} a step" if seconds else "unknown"),
+        ("adapter", format_bytes(made.adapter_bytes)),
+    )
+    for label, text in rows:
+        out.print(f"  [dim]{label:<8}[/] {text}")
+    out.print()
+    out.print(memory_table(choice, sources=verbose))
+    for reason in choice.reasons:
+        out.print(f"  · {escape(reason)}")
+    for note in made.notes:
+        out.print(f"[dim]note: {escape(note)}[/]")
+
+
+def memory_table(choice: FinetuneChoice, *, sources: bool) -> Table:
+    """Memory of training by term; with ``sources``, where each comes from."""
+    made, peak = choice.estimate, choice.estimate.peak_memory
+    rows = table(f"memory on {escape(made.device)}", "bytes>", "80 % range, source" if sources else "80 % range")
+    for term in made.terms:
+        rows.add_row(escape(term.name), format_bytes(term.bytes), f"[dim]{escape(term.source)}[/]" if sources else "")
+    span = f"{format_bytes(peak.low)} - {format_bytes(peak.high)}"
+    rows.add_row("[bold]peak[/]", f"[bold]{format_bytes(peak.value)}[/]", span)
+    rows.add_row("the runtime besides", format_bytes(made.overhead_bytes), "")
+    rows.add_row("usable", format_bytes(made.capacity_bytes), "")
+    return rows
