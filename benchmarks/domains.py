@@ -23,7 +23,6 @@ from budget import Bench, Result
 from planner import models
 from planner.core.candidate import Placement
 from planner.core.data import data_path
-from planner.core.hardware import usable_core_count
 from planner.core.plan import CalibrationSource, Step
 from planner.execute import calibration as texts
 from planner.verify.run import run_trial
@@ -31,7 +30,8 @@ from planner.verify.trial import QUALITY, TrialRequest
 
 TYPES = ("Q2_K", "IQ2_M")
 CHUNKS = 20  # of 512 tokens, to calibrate with: what the shortest of the texts has
-MEASURED_CHUNKS = 16
+MEASURED_CHUNKS = 10
+THREADS = 1  # the model is small, and threads that wait for one another are slow on a busy machine
 TEXT_CHARACTERS = 120_000
 QUOTED, GENERAL = '"', "general"
 
@@ -135,7 +135,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         domains = write_texts(folder)
-        bench = Domains(sys.argv[1] if len(sys.argv) > 1 else "demo", folder, usable_core_count())
+        bench = Domains(sys.argv[1] if len(sys.argv) > 1 else "demo", folder, THREADS)
         for row in rows(bench, domains):
             found.append(row)
             print(*(row[key] for key in list(row)[1:7]), flush=True)

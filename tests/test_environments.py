@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import venv
 from pathlib import Path
 
@@ -387,12 +386,13 @@ def test_install_says_what_it_takes_and_needs_a_yes() -> None:
 
 
 @pytest.mark.slow
-def test_bitsandbytes_is_installed_from_the_registry_and_quantizes(home: Path) -> None:
-    began = time.monotonic()
+@pytest.mark.timeout(1800)
+def test_bitsandbytes_is_installed_from_the_registry_and_quantizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_RETRIES", "1")
     try:
         workflow.install(workflow.offer("bitsandbytes"))
     except ExecutionFailed as error:
-        if any(word in error.numbers for word in ("Connection", "resolve", "timed out", "Temporary failure")):
+        if any(word in error.numbers for word in ("onnection", "resolve", "imed out")):
             pytest.skip(f"the package registry cannot be reached: {error.numbers.splitlines()[-1]}")
         raise
     status = environments.status("bitsandbytes")
@@ -405,4 +405,3 @@ def test_bitsandbytes_is_installed_from_the_registry_and_quantizes(home: Path) -
     done = subprocess.run([str(status.python), "-c", code], capture_output=True, text=True, check=True)
     count, error = done.stdout.split()
     assert int(count) == 256 * 256 // 2 and 0.005 < float(error) < 0.015  # NF4 on a normal distribution
-    assert time.monotonic() > began

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from planner.cli.options import json_option
-from planner.cli.output import console, print_json, table
+from planner.cli.output import console, escape, print_json, table
 from planner.core.errors import Exit, UsageError
 
 
@@ -38,7 +38,7 @@ def command(check_estimates: bool, models: str | None, types: str | None, everyt
         rows = table("", "what", "found", "hint")
         for finding in findings:
             colour = {"ok": "green", "missing": "yellow", "broken": "red"}[finding.state]
-            rows.add_row(f"[{colour}]{finding.state}[/]", finding.what, finding.found, finding.hint)
+            rows.add_row(f"[{colour}]{finding.state}[/]", *map(escape, (finding.what, finding.found, finding.hint)))
         console().print(rows)
     return Exit.FAILED if any(finding.state == "broken" for finding in findings) else Exit.DONE
 
@@ -67,8 +67,6 @@ def run_check(models: str | None, types: str | None, *, everything: bool, as_jso
 
 def show_check(check: Any) -> None:
     """A table per architecture, the worst figures, and the verdict."""
-    from rich.markup import escape
-
     from planner.workflow.check_estimates import MOST_TOTAL_ERROR, by_architecture
 
     out = console()

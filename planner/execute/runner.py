@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from planner.core.job import Job, keeps_progress, leave_only_progress, partial_path, remove
-from planner.core.plan import FINETUNE, Plan, Step
-from planner.execute import artifacts, calibration, environments, receipts
+from planner.core.plan import BUILT_IN, FINETUNE, Plan, Step
+from planner.execute import artifacts, calibration, domains, environments, receipts
 from planner.execute.finetune_child import ENVIRONMENT as TRAINING
 from planner.execute.locks import exclusive
 from planner.execute.process import Progress, run_child, was_cut_off
@@ -156,7 +156,7 @@ def _run_step(plan: Plan, step: Step, place: Workplace, key: str, progress: Prog
         peak_memory_bytes=result.get("peak_memory_bytes"),
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         resumed=bool(result.get("resumed")),
-        notes=(*result.get("notes", ()), *before),
+        notes=(*result.get("notes", ()), *_calibration_notes(step), *before),
         details=result.get("details", {}),
         tensor_types=tuple((name, type_) for name, type_ in result.get("tensor_types", ())),
     )
@@ -184,6 +184,13 @@ def _calibration_text(step: Step) -> str | None:
     if (step.settings is None and step.finetune is None) or step.calibration is None:
         return None
     return calibration.text(step.calibration)
+
+
+def _calibration_notes(step: Step) -> tuple[str, ...]:
+    """What the domain of the text may cost; a step that makes a matrix says so itself."""
+    if step.settings is None or step.calibration is None:
+        return ()
+    return (domains.warning(general=step.calibration.kind == BUILT_IN),)
 
 
 def left_behind(output: Path) -> str | None:

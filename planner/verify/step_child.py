@@ -11,6 +11,7 @@ from planner.core.errors import InputError
 from planner.core.job import Job
 from planner.core.plan import BUILT_IN, MATRIX, CalibrationSource
 from planner.execute import calibration as texts
+from planner.execute import domains
 from planner.execute.process import Progress, serve
 from planner.execute.resident import peak_resident_bytes
 
@@ -69,8 +70,8 @@ def _imatrix(job: Job, progress: Progress) -> dict[str, Any]:
     ]
     if found["experts_unseen"]:
         notes.append(f"{found['experts_unseen']} experts got no token; they are quantized without importance")
-    if chosen.kind == BUILT_IN:
-        notes.append("the importance matrix is of qplan's general text; --calibration takes a text of your own domain")
+    if chosen.kind != MATRIX:
+        notes.append(domains.warning(general=chosen.kind == BUILT_IN))
     return {"notes": notes, "details": {**found, "seed": chosen.seed, "text_sha256": chosen.sha256}}
 
 
