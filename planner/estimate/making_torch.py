@@ -31,7 +31,7 @@ GPU_SPREAD = 2.5
 _TORCH_BYTES = 600 * MIB
 """Process with torch and transformers at work on a GPU, and its allocator's slack."""
 _LOADING_BYTES = 440 * MIB
-"""Process that loads a model and saves it: bitsandbytes 415, FP8 by llm-compressor 470 MiB (Linux x86-64, 2026-11-26)."""
+"""Process that loads a model and saves it: bitsandbytes 415, FP8 by llm-compressor 470 MiB (Linux, 2026-11-26)."""
 CALIBRATION_TOKENS = 128 * 2048
 """Samples and their length, as GPTQ and AWQ papers and tools use them."""
 _GPU_PROCESS_BYTES = 700 * MIB
