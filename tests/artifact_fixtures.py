@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +30,16 @@ SHARED_HOME = "QPLAN_TEST_ENVIRONMENTS"
 """A folder that keeps the environments from one run of the tests to the next."""
 
 
-@cache
-def _home(base: Path) -> Path:
-    return Path(os.environ.get(SHARED_HOME) or base / "environments-home")
+def environments_home(factory: pytest.TempPathFactory) -> Path:
+    """One home for all tests of a run, so that an environment is made once; ``QPLAN_HOME`` is to be set to it."""
+    return Path(os.environ.get(SHARED_HOME) or factory.getbasetemp() / "environments-home")
 
 
-def use_environment(name: str, base: Path) -> Path:
-    """The interpreter of the environment ``name``, which is made if it is not there; the home that it lies in is set.
+def use_environment(name: str) -> Path:
+    """The interpreter of the environment ``name``, which is made in ``QPLAN_HOME`` if it is not there.
 
     Where it cannot be made, for want of a network, the test is skipped; in CI it fails.
     """
-    os.environ["QPLAN_HOME"] = str(_home(base))
     if environments.status(name).python is None:
         try:
             install(offer(name))

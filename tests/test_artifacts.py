@@ -19,7 +19,18 @@ from planner.core.workload import Quantizing
 from planner.execute import artifacts, receipts, runner
 from planner.formats.safetensors import open_checkpoint
 from planner.methods import quantizers
-from tests.artifact_fixtures import SAMPLE_TOKENS, SAMPLES, Heard, Made, carry_out, plan_for, reloaded, use_environment
+from tests.artifact_fixtures import (
+    SAMPLE_TOKENS,
+    SAMPLES,
+    Heard,
+    Made,
+    carry_out,
+    environments_home,
+    plan_for,
+    reloaded,
+    use_environment,
+)
+from tests.conftest import hear_ctrl_c
 
 pytestmark = pytest.mark.slow
 
@@ -46,11 +57,15 @@ RUNS_IN = {"qplan": "bitsandbytes", "autoawq": "gptqmodel"}
 """Where an artifact is loaded, if not in the environment that made it."""
 
 
+@pytest.fixture(autouse=True)
+def _one_home(_own_home: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QPLAN_HOME", str(environments_home(tmp_path_factory)))
+
+
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
     """Makes each artifact once."""
     made: dict[str, Made] = {}
-    base, home = tmp_path_factory.getbasetemp(), os.environ.get("QPLAN_HOME")
 
     def once(name: str) -> Made:
         if name not in made:
@@ -58,13 +73,11 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
             plan = plan_for("demo", method, type_, wish)
             environment = runner.environment(plan.artifact_step())
             if environment:
-                use_environment(environment, base)
+                use_environment(environment)
             made[name] = carry_out(plan, tmp_path_factory.mktemp(name), data_path("demo/model"))
         return made[name]
 
-    yield once  # type: ignore[misc]
-    if home:
-        os.environ["QPLAN_HOME"] = home
+    return once
 
 
 @pytest.fixture(params=CASES)
@@ -113,12 +126,10 @@ def test_the_receipt_tells_how_it_was_made(case: tuple[str, Made]) -> None:
     assert made.receipt.peak_memory_bytes < made.step.predicted_memory.high  # type: ignore[union-attr, operator]
 
 
-def test_it_loads_and_is_close_to_the_16_bit_model(
-    case: tuple[str, Made], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_it_loads_and_is_close_to_the_16_bit_model(case: tuple[str, Made]) -> None:
     name, made = case
     maker = made.step.settings.quantizer  # type: ignore[union-attr]
-    python = use_environment(RUNS_IN.get(maker, maker), tmp_path_factory.getbasetemp())
+    python = use_environment(RUNS_IN.get(maker, maker))
     text = data_path("demo/heldout.txt").read_text("utf-8")[:2000]
     # GPTQModel's float32 kernel on the CPU is wrong without symmetry; transformers runs AWQ in 16 bits only
     dtype = "float32" if name in ("f32", "f16", "nf4", "fp4-plain") else "bfloat16"
@@ -132,7 +143,7 @@ def test_autoawq_is_as_good_as_the_others(
     make: Callable[[str], Made], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Its fault on a CPU, scales that stay in the weights, is steered around."""
-    python = use_environment("gptqmodel", tmp_path_factory.getbasetemp())
+    python = use_environment("gptqmodel")
     text = data_path("demo/heldout.txt").read_text("utf-8")[:2000]
     of = {
         name: reloaded(python, make(name).folder, data_path("demo/model"), text, "bfloat16")["kl"]
@@ -182,7 +193,7 @@ def _started(plan_file: Path, output: Path) -> subprocess.Popen[bytes]:
     root = Path(__file__).parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root)}
     command = [sys.executable, "-c", _APPLY, str(plan_file), str(output), str(data_path("demo/model"))]
-    return subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.DEVNULL, preexec_fn=hear_ctrl_c)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])

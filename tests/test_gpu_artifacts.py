@@ -9,7 +9,7 @@ import pytest
 from planner.core.data import data_path
 from planner.core.workload import Quantizing
 from planner.execute import runner
-from tests.artifact_fixtures import carry_out, plan_for, reloaded, use_environment
+from tests.artifact_fixtures import carry_out, environments_home, plan_for, reloaded, use_environment
 
 pytestmark = pytest.mark.gpu
 
@@ -36,20 +36,25 @@ def _needs_a_gpu() -> None:
         pytest.skip("no CUDA GPU")
 
 
+@pytest.fixture(autouse=True)
+def _one_home(_own_home: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QPLAN_HOME", str(environments_home(tmp_path_factory)))
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_made_and_loaded_on_the_gpu(name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_made_and_loaded_on_the_gpu(name: str, tmp_path: Path) -> None:
     method, type_, wish = CASES[name]
     plan = plan_for("demo", method, type_, wish, gpu=True)
     step = plan.artifact_step()
     environment = runner.environment(step)
     assert environment is not None and step.gpu_layers > 0
-    python = use_environment(environment, tmp_path_factory.getbasetemp())
+    python = use_environment(environment)
     made = carry_out(plan, tmp_path, data_path("demo/model"))
     assert made.receipt.details["device"] == "cuda"
     assert int(made.receipt.details["gpu_peak_bytes"]) > 0
     assert made.receipt.size_bytes == pytest.approx(step.predicted_bytes, rel=0.005)
     if environment == "autoawq":
-        python = use_environment("gptqmodel", tmp_path_factory.getbasetemp())
+        python = use_environment("gptqmodel")
     text = data_path("demo/heldout.txt").read_text("utf-8")[:2000]
     found = reloaded(python, made.folder, data_path("demo/model"), text, "float16", "cuda")
     assert found["finite"] and found["kl"] < (0.35 if type_ == "3bit" else 0.08), found

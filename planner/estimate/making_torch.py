@@ -29,7 +29,9 @@ TORCH_START_SECONDS = 6.0
 GPU_SPREAD = 2.5
 """Calibrated methods on other GPUs, with other samples and versions."""
 _TORCH_BYTES = 600 * MIB
-"""Process with torch and transformers at work, and its allocator's slack."""
+"""Process with torch and transformers at work on a GPU, and its allocator's slack."""
+_LOADING_BYTES = 440 * MIB
+"""Process that loads a model and saves it: bitsandbytes 415, FP8 by llm-compressor 470 MiB (Linux, 2026-11-26)."""
 CALIBRATION_TOKENS = 128 * 2048
 """Samples and their length, as GPTQ and AWQ papers and tools use them."""
 _GPU_PROCESS_BYTES = 700 * MIB
@@ -82,8 +84,8 @@ def _with_memory(step: Step, memory: Prediction) -> Step:
 
 def _whole_model(model: ModelSpec, size: int) -> Prediction:
     """The 16-bit weights, mapped, beside what is made of them."""
-    loaded = 2.0 * model.parameter_count + _TORCH_BYTES
-    return step_memory(loaded + size, 1.1 * loaded + size, _TORCH_SOURCE)
+    loaded = 2.0 * model.parameter_count
+    return step_memory(_LOADING_BYTES + loaded + size, 1.3 * (_LOADING_BYTES + loaded + size), _TORCH_SOURCE)
 
 
 def _recasting(model: ModelSpec, step: Step, size: int) -> Step:

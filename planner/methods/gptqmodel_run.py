@@ -118,7 +118,7 @@ def _is_number(value: Any) -> bool:
 def _warnings(job: Job, on: str) -> list[str]:
     if job.step.method == "gptq" and on == "cpu" and not torch_run.settings(job).symmetric:
         return [
-            "GPTQModel's fp32 kernel on the CPU multiplies weights with zero points wrongly: run this artifact in "
-            "bfloat16 there, or make a symmetric one"
+            "GPTQModel's fp32 kernel multiplies weights with zero points wrongly on some CPUs (an Intel Xeon with "
+            "AMX): run this artifact in bfloat16 on a CPU, or make a symmetric one"
         ]
     return []

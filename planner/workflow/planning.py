@@ -221,9 +221,8 @@ def expectations(model: ModelSpec, candidate: Candidate, hardware: HardwareProfi
     estimate = candidate.estimate
     size = estimate.size.file_bytes
     slack = size * FILE_TOLERANCE_FRACTION
-    exact = Prediction(
-        value=size, low=size - slack, high=size + slack, basis="formula", source="llama.cpp's rules per tensor"
-    )
+    rules = "llama.cpp's rules per tensor" if candidate.variant.format == "gguf" else "the format's bytes per tensor"
+    exact = Prediction(value=size, low=size - slack, high=size + slack, basis="formula", source=rules)
     predicted = {
         PEAK_MEMORY: peak_memory(model, candidate, hardware),
         PREFILL: estimate.speed.prefill,
