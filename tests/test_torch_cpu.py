@@ -20,6 +20,7 @@ from planner.estimate import estimate, torch_cpu
 from planner.estimate.memory import peak_memory_bytes
 from planner.methods import awq, bitsandbytes, gptq, none
 from planner.runtimes import kernels
+from planner.workflow import verifying
 from planner.workflow.estimates import estimate_case
 from planner.workflow.survey import profiles, survey
 
@@ -196,3 +197,16 @@ def test_an_asymmetric_or_odd_layout_has_no_int4_kernel_on_a_cpu() -> None:
 def test_the_coefficients_say_where_they_come_from() -> None:
     text = data_path("torch_cpu.toml").read_text("utf-8")
     assert "source = " in text and "date = " in text and torch_cpu.source()
+
+
+def test_a_plan_for_a_cpu_is_served_in_the_type_that_it_is_measured_in() -> None:
+    from planner.runtimes.commands import command
+    from planner.runtimes.service import Service
+
+    here, variant = survey("laptop-16gb"), on_cpu("gptq4")
+    kernel = kernels.validate(variant, (), here, gpus_used=False)
+    assert isinstance(kernel, KernelUse)
+    service = Service(target="/models/demo", variant=variant, placement=Placement(context=512), kernel=kernel)
+    argv = command("transformers", service).argv
+    assert argv[argv.index("--dtype") + 1] == "bfloat16"
+    assert dict(verifying.kernel_options(variant, here, on_gpu=False))["dtype"] == "bfloat16"

@@ -77,7 +77,7 @@ def prepare(target: Path, options: Options, *, to_run: bool) -> Prepared:
     """
     here = survey(output=target.absolute().parent)
     service = _with_options(service_of(target, options, here, to_run=to_run), options)
-    service = _kernel_named(service, here)
+    service = _kernel_named(service, here, anywhere=not to_run)
     kernel = service.kernel
     service = dataclasses.replace(service, repack=_repack(service, options, here))
     chosen = _choose(service, options.server, to_run=to_run)
@@ -90,12 +90,14 @@ def prepare(target: Path, options: Options, *, to_run: bool) -> Prepared:
     return Prepared(service=service, server=chosen, environment=shown, notes=tuple(notes))
 
 
-def _kernel_named(service: Service, here: HardwareProfile) -> Service:
+def _kernel_named(service: Service, here: HardwareProfile, *, anywhere: bool) -> Service:
     """The service with the kernel that it gets; without a GPU, with the runtime and the kernel that work there.
 
-    That is how ``qplan verify`` measures the same artifact.
+    That is how ``qplan verify`` measures the same artifact. ``anywhere``: it is only printed, so GPUs that it is set
+    for may be another machine's.
     """
-    if service.kernel is not None or service.variant.format == "gguf" or here.gpus:
+    elsewhere = anywhere and service.placement.gpu_count > 0
+    if service.kernel is not None or service.variant.format == "gguf" or here.gpus or elsewhere:
         return dataclasses.replace(service, kernel=service.kernel or kernels.reading(service.variant))
     variant = kernels.fitting(service.variant, here)
     found = kernels.validate(variant, (), here, gpus_used=False)
