@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,6 +128,7 @@ def test_measured_peaks_lie_in_the_range() -> None:
 COUNTS = st.integers(1, 8)
 
 
+@hypothesis.settings(deadline=None)
 @given(COUNTS, COUNTS, st.sampled_from([8, 16, 64]), st.booleans(), st.sampled_from([NF4, SIXTEEN_BIT]))
 def test_more_of_anything_takes_more_memory(batch: int, length: int, rank: int, checkpointing: bool, base: str) -> None:
     model = models.resolve("llama-3.2-1b")
