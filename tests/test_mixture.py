@@ -25,7 +25,8 @@ from planner.core.workload import Workload
 from planner.estimate.making import forecast
 from planner.formats.ggml import type_traits
 from planner.methods import gguf, gguf_mix, gguf_recipe
-from planner.workflow.mixture import Wish, mixture, mixture_variant
+from planner.decide.mixture import variant_of
+from planner.workflow.mixture import Wish, mixture
 from planner.workflow.planning import Measuring, load_plan, make_plan, plan_text
 from planner.workflow.recommend import Recommendation, recommend
 from tests.conftest import Qplan
@@ -40,7 +41,7 @@ def test_a_planned_recipe_fills_its_size_and_never_more(name: str, share: float,
     largest = gguf.size(model, gguf.variant("Q8_0")).file_bytes
     low = 0.56 if name == "qwen2.5-0.5b" else 0.36 if imatrix else 0.45  # its rows of 896 take no type below Q4_0
     target = round((low + share * (0.98 - low)) * largest)
-    variant = mixture_variant(model, target, imatrix=imatrix)
+    variant = variant_of(model, target, imatrix=imatrix)
     made = gguf.size(model, variant).file_bytes
     assert made <= target
     assert made >= 0.995 * target
@@ -67,7 +68,7 @@ def test_more_bytes_are_predicted_to_lose_no_more() -> None:
 def test_too_small_says_how_small_it_can_be() -> None:
     model = models.resolve("llama-3.2-1b")
     with pytest.raises(DoesNotFit) as caught:
-        mixture_variant(model, model.parameter_count // 8, imatrix=True)
+        variant_of(model, model.parameter_count // 8, imatrix=True)
     assert caught.value.code == "target-too-small" and "bits per weight" in caught.value.numbers
 
 

@@ -224,8 +224,17 @@ def prior_loss(tensor: Tensor, type_: str, *, layer_count: int, tied: bool) -> f
     return whole * share * _errors()[type_]
 
 
-def plan_recipe(model: ModelSpec, metadata_bytes: int, target_bytes: int, *, imatrix: bool) -> Recipe:
+def plan_recipe(
+    model: ModelSpec, metadata_bytes: int, target_bytes: int, *, imatrix: bool, most_states: int | None = None
+) -> Recipe:
     """:func:`choose` by :func:`prior_loss`: what a plan is made with before the model was measured.
+
+    Args:
+        model: its quantized tensors get types.
+        metadata_bytes: of the file, before the tensors.
+        target_bytes: that the file has at most.
+        imatrix: there will be an importance matrix.
+        most_states: as for :func:`choose`; ``None`` is as thorough as such sensitivities are worth.
 
     Raises:
         DoesNotFit: even the smallest types take more (``target-too-small``).
@@ -244,7 +253,7 @@ def plan_recipe(model: ModelSpec, metadata_bytes: int, target_bytes: int, *, ima
         loss,
         covered=coverable(model) if imatrix else (),
         model_name=model.name,
-        most_states=_PLANNING_STATES,
+        most_states=_PLANNING_STATES if most_states is None else most_states,
     )
 
 
