@@ -20,7 +20,7 @@ from planner.core.data import data_path, number, read_table
 from planner.core.model import ModelSpec, shape_twin
 from planner.estimate import quality_noise
 from planner.estimate.coefficients import read_coefficients
-from planner.methods import gguf_mix
+from planner.methods import gguf, gguf_mix
 
 REFERENCE_PARAMS = 8e9
 REFERENCE_TOKENS = 15.0
@@ -94,7 +94,7 @@ def noise(model: ModelSpec, variant: Variant) -> float | None:
 @lru_cache(maxsize=4096)
 def _noise(model: ModelSpec, variant: Variant) -> float | None:
     own = _own_noise(model, variant)
-    if own is None or variant.method != "gguf":
+    if own is None or variant.method != "gguf" or gguf.is_own_mix(model, variant):
         return own
     return _ladder(model, quality_noise.type_class(variant.type), variant.imatrix).get(variant.type, own)
 
