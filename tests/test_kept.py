@@ -95,9 +95,9 @@ def demo_f16(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Path) ->
 SCRIPT = """
 import json, os, signal, sys
 from planner.verify import step_child
-at = float(sys.argv[2])
+at, kept = float(sys.argv[2]), sys.argv[3]
 def progress(done, total):
-    if done / total >= at:
+    if done / total >= at and os.path.exists(kept) and os.path.getsize(kept) > 200:
         os.kill(os.getpid(), signal.SIGKILL)
 with open(sys.argv[1]) as file:
     request = json.load(file)
@@ -106,7 +106,8 @@ print(json.dumps(step_child.work(request, progress)))
 
 
 def carried_out(job: Path, kill_at: float = 2.0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", SCRIPT, str(job), str(kill_at)]
+    kept = kept_path(job.with_name(job.parent.name.split("-")[-1]))
+    command = [sys.executable, "-c", SCRIPT, str(job), str(kill_at), str(kept)]
     root = Path(__file__).parent.parent
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=root)
 
@@ -119,7 +120,7 @@ def asked(folder: Path, kind: str, source: Path, imatrix: Path | None = None) ->
     from planner.execute import calibration
 
     folder.mkdir()
-    few = 24 if kind == "imatrix" else 1
+    few = 20 if kind == "imatrix" else 1
     text = calibration.from_text(data_path("calibration/prose.txt"), few, 0)
     step = Step(name=kind, kind=kind, method="gguf", calibration=text, probes=12 if kind == "sensitivity" else None)
     output = folder / kind
@@ -135,11 +136,11 @@ def asked(folder: Path, kind: str, source: Path, imatrix: Path | None = None) ->
 def test_killed_and_rerun_makes_the_same_bytes(
     tmp_path: Path, demo_f16: Path, kind: str, kills: tuple[float, ...]
 ) -> None:
-    whole, expected = asked(tmp_path / "whole", kind, demo_f16)
+    whole, expected = asked(tmp_path / f"whole-{kind}", kind, demo_f16)
     done = carried_out(whole)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["resumed"] is False
-    job, output = asked(tmp_path / "killed", kind, demo_f16)
+    job, output = asked(tmp_path / f"killed-{kind}", kind, demo_f16)
     for at in kills:
         assert carried_out(job, at).returncode == -signal.SIGKILL
         assert kept_path(output).stat().st_size and not output.exists()

@@ -129,8 +129,10 @@ def offer(
         return None
     if found is None or 8 * found[1] / model.parameter_count <= largest.estimate.size.bits_per_weight:
         return None
-    exact = dataclasses.replace(wanted, memory_margin_fraction=0.0)
-    made = place(model, found[0], restricted(hardware, exact), exact, calibration)
+    # a limit that was asked for may be filled; of a machine's own memory the margin stays free
+    margin = workload.memory_margin_fraction if workload.max_memory_bytes is None else 0.0
+    seated = dataclasses.replace(workload, kv_type=wanted.kv_type, memory_margin_fraction=margin)
+    made = place(model, found[0], restricted(hardware, seated), seated, calibration)
     return made if isinstance(made, Candidate) else None
 
 

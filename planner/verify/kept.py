@@ -118,7 +118,7 @@ class KeptRows:
 
     def _read(self, key: str) -> dict[str, Any]:
         rows: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             lines = self.path.read_bytes().splitlines(keepends=True)
             whole = [line for line in lines if line.endswith(b"\n")]
             if not whole or json.loads(whole[0]).get("key") != key:
