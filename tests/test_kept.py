@@ -124,9 +124,7 @@ def asked(folder: Path, kind: str, source: Path, imatrix: Path | None = None) ->
     text = calibration.from_text(data_path("calibration/prose.txt"), few, 0)
     step = Step(name=kind, kind=kind, method="gguf", calibration=text, probes=12 if kind == "sensitivity" else None)
     output = folder / kind
-    job = Job(
-        step=step, source=str(source), output=str(output), threads=2, imatrix=str(imatrix) if imatrix else None
-    )
+    job = Job(step=step, source=str(source), output=str(output), threads=2, imatrix=str(imatrix) if imatrix else None)
     (folder / "job.json").write_text(canonical_json(job))
     return folder / "job.json", output
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+
 from planner.core.candidate import Candidate, Placement, Variant
 from planner.core.errors import DoesNotFit, InputError
 from planner.core.hardware import HardwareProfile
@@ -31,7 +32,7 @@ _MEASURING_MARGIN = 0.06
 _PROBING_SECONDS = 600.0
 """What probing takes unasked, as ``workflow/measuring.py`` asks for."""
 _SKETCH = 0
-"""States of the knapsack's last search: for a candidate the relaxation is near enough, and takes a tenth of a second."""
+"""States of the knapsack's last search: for a candidate the relaxation is near enough, and takes a tenth of the time."""
 
 
 def variant_of(model: ModelSpec, target_bytes: int, *, imatrix: bool, most_states: int | None = None) -> Variant:
@@ -109,7 +110,7 @@ def offer(
     calibration: Calibration | None,
     ranked: tuple[Candidate, ...],
 ) -> Candidate | None:
-    """The mixture that fills the memory which the largest standard type leaves; ``None`` where there is no point in one.
+    """The mixture that fills the memory which the largest standard type leaves; ``None`` where there is no point.
 
     There is one where a GGUF type runs whole on its device, memory is left beside the largest that does, and this
     machine can measure the 16-bit model. Whether it is better than the types is for the ranking to say.

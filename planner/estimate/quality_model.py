@@ -34,7 +34,7 @@ REFERENCE_NOISE = 0.005
 FAR_NOISE = 0.1
 """About that of IQ2_XXS with an importance matrix."""
 BEND_POWER = 2
-"""The bend is of second order: up to the noise of 3-bit types the loss is proportional, and 1- and 2-bit types differ."""
+"""The bend is of second order: up to the noise of 3-bit types the loss is proportional."""
 BENDS = (-0.14, 0.6)
 """Bounds of the bend, within which a loss grows with the noise up to ``FARTHEST_NOISE``: the slope of its logarithm,
 ``power + 2 * bend * (noise / FAR_NOISE)**2``, stays positive."""

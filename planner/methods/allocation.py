@@ -75,8 +75,8 @@ def allocate(
     Args:
         tensors: the options of each.
         budget_bytes: what all chosen ones may take.
-        most_states: of the search for the rest, see :data:`MOST_STATES`; 0 leaves the rest, less than one tensor's step,
-            unused.
+        most_states: of the search for the rest, see :data:`MOST_STATES`; 0 leaves the rest, less than one tensor's
+            step, unused.
     """
     smallest = sum(min(option.size_bytes for option in options) for options in tensors)
     if smallest > budget_bytes:
