@@ -278,6 +278,17 @@ def test_no_mixture_is_proposed_that_cannot_be_made_here() -> None:
     assert mixture_in(recommend("13b", asked, profile="rtx-4090")) is None
 
 
+def test_below_two_bits_there_are_types_of_one_bit_for_those_with_a_matrix() -> None:
+    model = models.resolve("llama-2-13b")
+    target = round(1.9 * model.parameter_count / 8)
+    variant = variant_of(model, target, imatrix=True)
+    held = {type_ for _, type_ in variant.recipe}
+    assert held & {"IQ1_S", "IQ1_M"} and 0.99 * target < gguf.size(model, variant).file_bytes <= target
+    assert gguf_recipe.fault(variant.recipe) is None
+    with pytest.raises(DoesNotFit):
+        variant_of(model, target, imatrix=False)
+
+
 def test_two_wishes_are_one_too_many(answer: Recommendation, qplan: Qplan, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         mixture(answer, Wish(bits_per_weight=4.0, size_bytes=3 << 20))

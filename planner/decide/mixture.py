@@ -32,7 +32,7 @@ _MEASURING_MARGIN = 0.06
 _PROBING_SECONDS = 600.0
 """What probing takes unasked, as ``workflow/measuring.py`` asks for."""
 _SKETCH = 0
-"""States of the knapsack's last search: for a candidate the relaxation is near enough, and takes a tenth of the time."""
+"""States of the knapsack's last search: for a candidate the relaxation is near enough, in a tenth of the time."""
 
 
 def variant_of(model: ModelSpec, target_bytes: int, *, imatrix: bool, most_states: int | None = None) -> Variant:

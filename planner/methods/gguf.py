@@ -34,8 +34,8 @@ _MERGES_FROM_TIKTOKEN_BYTES_PER_TOKEN = 60.96
 _TIKTOKEN_FAMILIES = ("llama-3", "gpt-oss")
 _LARGE_SPM_BYTES_PER_TOKEN = 24.84
 """ggml-vocab-gemma-4 (262,144 tokens) without its merges."""
-_SENSITIVITY_BYTES_PER_TENSOR = 480
-"""A line of JSON with a dozen errors."""
+_SENSITIVITY_BYTES_PER_TENSOR = 530
+"""A line of JSON with fourteen errors."""
 _GENERAL_BYTES = 4096
 """Architecture keys and a chat template of ordinary length."""
 

@@ -89,7 +89,7 @@ class KeptSums:
         import numpy as np
 
         names = sorted(sums)
-        arrays = {f"sums.{i}": sums[name] for i, name in enumerate(names)}
+        arrays: dict[str, NDArray[Any]] = {f"sums.{i}": sums[name] for i, name in enumerate(names)}
         arrays |= {f"counts.{i}": counts[name] for i, name in enumerate(names)}
         fresh = self.path.with_name(f"{self.path.name}.new")
         with fresh.open("wb") as file:
