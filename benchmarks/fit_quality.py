@@ -113,11 +113,14 @@ def main() -> None:
         *toml("divergence", relation),  # type: ignore[arg-type]
     ]
     for label, predicted, stretched in (
-        ("new-model", held.by_model, figures["interval_stretch"]),
-        ("known-model", held.by_type, known["interval_stretch"]),
+        ("new-model", held.by_model, figures),
+        ("known-model", held.by_type, known),
     ):
         table = widths(rows, predicted, held.ranges, everything)
-        lines += toml(f"interval.{label}", {k: v * stretched for k, v in table.items()})
+        usual = stretched["interval_stretch"]
+        lines += toml(
+            f"interval.{label}", {k: v * stretched.get(f"interval_stretch_{k}", usual) for k, v in table.items()}
+        )
     # a published row of this very variant tells no less than those of the model's other types
     most = widths(rows, held.by_type, held.ranges, everything)["all"] * known["interval_stretch"]
     spread = {name: min(float(np.quantile(pairs, 0.8)), most) for name, pairs in again.items()}

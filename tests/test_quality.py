@@ -228,12 +228,15 @@ def test_the_guides_superseded_numbers_are_kept_but_not_used() -> None:
 
 def test_coefficients_say_how_good_they_are() -> None:
     found = quality_model.document()["cross_validation"]
-    assert found["mae_4_bits_up"] <= 0.010 and found["rank_correlation"] >= 0.95
-    assert found["mae_below_4_bits"] <= 0.085
+    assert found["mae_4_bits_up"] <= 0.0085 and found["rank_correlation"] >= 0.95
+    assert found["mae_below_4_bits"] <= 0.07
     known = quality_model.document()["cross_validation_known_model"]
-    assert known["mae_4_bits_up"] <= 0.005 and known["mae_below_4_bits"] <= 0.06
+    assert known["mae_4_bits_up"] <= 0.005 and known["mae_below_4_bits"] <= 0.045
     assert 0.75 <= known["interval_coverage"] <= 0.9
     assert 0.75 <= found["interval_coverage"] <= 0.9
+    for part in ("4_bits_up", "below_4_bits"):
+        for figures in (found, known):
+            assert 0.75 <= figures[f"interval_coverage_{part}"] <= 0.92
 
 
 @pytest.mark.slow

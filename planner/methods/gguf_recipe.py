@@ -44,7 +44,8 @@ _PLANNING_STATES = 200
 _FILE_TYPES = {
     "Q8_0": "Q8_0", "Q6_K": "Q6_K", "Q5_K": "Q5_K_M", "Q4_K": "Q4_K_M", "IQ4_XS": "IQ4_XS", "Q3_K": "Q3_K_M",
     "IQ3_S": "IQ3_M", "IQ3_XXS": "IQ3_XXS", "Q2_K": "Q2_K", "IQ2_S": "IQ2_M", "IQ2_XS": "IQ2_XS",
-    "IQ2_XXS": "IQ2_XXS", "IQ1_M": "IQ1_M", "IQ1_S": "IQ1_S", "Q5_1": "Q5_1", "Q5_0": "Q5_0", "Q4_1": "Q4_1", "Q4_0": "Q4_0", "IQ4_NL": "IQ4_NL",
+    "IQ2_XXS": "IQ2_XXS", "IQ1_M": "IQ1_M", "IQ1_S": "IQ1_S",
+    "Q5_1": "Q5_1", "Q5_0": "Q5_0", "Q4_1": "Q4_1", "Q4_0": "Q4_0", "IQ4_NL": "IQ4_NL",
 }  # fmt: skip
 """File type whose number a file carries when most of its weights have the ggml type."""
 
