@@ -91,7 +91,7 @@ def test_rows_that_are_no_whole_blocks_take_small_blocks_or_stay() -> None:
         (("a" * 64, "Q4_K"),),
         (("", "Q4_K"),),
         (("blk.0.attn_q.weight", "Q4_K"), ("blk.0.attn_q.weight", "Q5_K")),
-        (("blk.0.attn_q.weight", "IQ1_S"),),
+        (("blk.0.attn_q.weight", "TQ1_0"),),
         (("blk.0.attn_q.weight", "../Q4_K"),),
     ],
 )
