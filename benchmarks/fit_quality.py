@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from quality import divergence_relation, held_out, print_divergence, print_errors, widths
-from quality_fit import Fit, fit
+from quality_fit import Fit, fit, maker_of
 from quality_rows import Rows, repetitions
 
 from planner.core.candidate import Variant
@@ -70,15 +70,21 @@ def parts(found: Fit, start: str) -> dict[str, float | int | str]:
     return {n.removeprefix(start): float(np.exp(found.values[n])) for n in names}
 
 
+def families(found: Fit) -> dict[str, float | int | str]:
+    """Factors of families: their own deviation and their maker's."""
+    names = sorted(n.removeprefix("family.") for n in found.values if n.startswith("family."))
+    return {n: float(np.exp(found.values[f"family.{n}"] + found.values[f"maker.{maker_of(n)}"])) for n in names}
+
+
 def coefficients(found: Fit) -> list[str]:
     """The tables that the formula reads."""
-    named = ("family.", "model.", "slope.", "role.")
+    named = ("family.", "maker.", "model.", "slope.", "role.")
     factors = {n: v for n, v in sorted(found.values.items()) if not n.startswith(named)}
     slopes = {n.removeprefix("slope."): v for n, v in sorted(found.values.items()) if n.startswith("slope.")}
     return [
         *toml("factors", {n: v if n in PLAIN else float(np.exp(v)) for n, v in factors.items()}),
         *toml("roles", parts(found, "role.")),
-        *toml("family", parts(found, "family.")),
+        *toml("family", families(found)),
         *toml("models", parts(found, "model.")),
         *toml("slopes", slopes),  # type: ignore[arg-type]
     ]
@@ -107,11 +113,14 @@ def main() -> None:
         *toml("divergence", relation),  # type: ignore[arg-type]
     ]
     for label, predicted, stretched in (
-        ("new-model", held.by_model, figures["interval_stretch"]),
-        ("known-model", held.by_type, known["interval_stretch"]),
+        ("new-model", held.by_model, figures),
+        ("known-model", held.by_type, known),
     ):
         table = widths(rows, predicted, held.ranges, everything)
-        lines += toml(f"interval.{label}", {k: v * stretched for k, v in table.items()})
+        usual = stretched["interval_stretch"]
+        lines += toml(
+            f"interval.{label}", {k: v * stretched.get(f"interval_stretch_{k}", usual) for k, v in table.items()}
+        )
     # a published row of this very variant tells no less than those of the model's other types
     most = widths(rows, held.by_type, held.ranges, everything)["all"] * known["interval_stretch"]
     spread = {name: min(float(np.quantile(pairs, 0.8)), most) for name, pairs in again.items()}

@@ -9,6 +9,7 @@ are published, and the order of a model's types. An interval's coverage is that 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,21 +66,35 @@ def inside(rows: Rows, predicted: Array, width: Array) -> Array:
     return (rows.loss >= low) & (rows.loss <= high)
 
 
-def covered(held: HeldOut, predicted: Array, factor: float) -> Array:
-    """Which rows lie in an interval that comes from the other models' errors, ``factor`` times as wide."""
+def covered(held: HeldOut, predicted: Array, factor: Mapping[str, float]) -> Array:
+    """Which rows lie in an interval that comes from the other models' errors, ``factor`` times as wide, by range."""
+    stretched = np.array([factor[str(label)] for label in held.ranges])
     rows, out = held.rows, np.zeros(len(held.rows), bool)
     for model in sorted(set(rows.models)):
         mine = rows.models == model
         table = widths(rows, predicted, held.ranges, ~mine)
         width = np.array([table.get(label, table["all"]) for label in held.ranges])
-        out[mine] = inside(rows, predicted, width * factor)[mine]
+        out[mine] = inside(rows, predicted, width * stretched)[mine]
     return out
 
 
-def stretch(held: HeldOut, predicted: Array) -> float:
-    """Factor on the widths with which left-out models are covered four times in five."""
-    tried = np.arange(0.8, 3.0, 0.02)
-    return float(next((f for f in tried if covered(held, predicted, float(f)).mean() >= COVERAGE), 3.0))
+def stretch(held: HeldOut, predicted: Array) -> dict[str, float]:
+    """Factor on the widths of each range of noise with which left-out models are covered there four times in five.
+
+    A range with few rows has the factor of all.
+    """
+    labels = sorted({str(label) for label in held.ranges})
+    tried = [dict.fromkeys((*labels, "all"), float(f)) for f in np.arange(0.8, 3.0, 0.02)]
+    hits = [covered(held, predicted, factor) for factor in tried]
+
+    def least(mine: Array) -> float:
+        return next((f["all"] for f, hit in zip(tried, hits, strict=True) if hit[mine].mean() >= COVERAGE), 3.0)
+
+    everywhere = least(np.ones(len(held.rows), bool))
+    by_range = {label: held.ranges == label for label in labels}
+    return {"all": everywhere} | {
+        label: least(mine) if mine.sum() >= ENOUGH else everywhere for label, mine in by_range.items()
+    }
 
 
 def rank_correlation(rows: Rows, predicted: Array) -> float:
@@ -112,7 +127,10 @@ def print_errors(held: HeldOut, predicted: Array, title: str) -> dict[str, float
     rows = held.rows
     figures, factor = summary(rows, predicted), stretch(held, predicted)
     hit = covered(held, predicted, factor)
-    figures |= {"interval_coverage": float(hit.mean()), "interval_stretch": factor}
+    figures |= {"interval_coverage": float(hit.mean()), "interval_stretch": factor["all"]}
+    figures |= {f"interval_stretch_{label}": f for label, f in factor.items() if label != "all"}
+    for name, mine in (("4_bits_up", rows.bits >= 4), ("below_4_bits", rows.bits < 4)):
+        figures[f"interval_coverage_{name}"] = float(hit[mine].mean())
     print(f"\n{title}: {len(rows)} rows, mean absolute error of ln(perplexity ratio)")
     print(f"  4 bits and more {figures['mae_4_bits_up']:.4f}, below 4 bits {figures['mae_below_4_bits']:.4f}")
     print(f"  rank correlation of the types within a model {figures['rank_correlation']:.3f}")

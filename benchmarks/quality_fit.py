@@ -21,6 +21,7 @@ from quality_rows import Rows
 from planner.core.model import ModelSpec
 from planner.estimate import quality_noise
 from planner.estimate.quality_model import (
+    BEND_POWER,
     BENDS,
     FAR_NOISE,
     REFERENCE_NOISE,
@@ -66,7 +67,8 @@ PRIORS = {
 }
 BY_KIND = {
     "type.": (0.0, 0.15),
-    "family.": (0.0, 0.45),
+    "maker.": (0.0, 0.4),
+    "family.": (0.0, 0.2),
     "model.": (0.0, 0.2),
     "slope.": (0.0, 0.05),
     "role.": (0.0, 0.4),
@@ -75,6 +77,9 @@ ROLE_PRIORS = {
     f"role.{gguf_mix.TOKEN_EMBEDDING}": (-1.5, 0.5),
     f"role.{gguf_mix.ATTENTION_QKV}": (0.9, 0.3),
 }  # three in one
+
+MAKERS = {"llama-": "meta", "qwen": "alibaba"}
+"""By the start of a family's name; every other family stands alone."""
 
 
 def prior(name: str) -> tuple[float, float]:
@@ -87,6 +92,16 @@ def family_of(spec: ModelSpec) -> str:
     """The family whose factor is fitted: the kin that shares all of it stands for a family without rows."""
     row = families().get(spec.family)
     return row["kin"] if row and row["kin_share"] == "1" else spec.family
+
+
+def maker_of(family: str) -> str:
+    """Who made a family: families of one maker share data and habits of training, and so a part of their deviation."""
+    return next((maker for start, maker in MAKERS.items() if family.startswith(start)), family)
+
+
+def _kinship(spec: ModelSpec) -> tuple[str, str]:
+    family = family_of(spec)
+    return f"family.{family}", f"maker.{maker_of(family)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +137,9 @@ class Problem:
         names |= {*(f"role.{r}" for r in quality_noise.ROLES)}
         names |= {name for e in self.entries for name in rows.corrections[e]}
         for i in self.index:
-            names |= {f"family.{family_of(rows.specs[i])}", f"model.{rows.models[i]}", f"slope.{rows.models[i]}"}
-        return names | {f"family.{family_of(spec)}" for a, b, _ in rows.pairs for spec in (a, b)}
+            names |= {f"model.{rows.models[i]}", f"slope.{rows.models[i]}"}
+        specs = [rows.specs[i] for i in self.index] + [spec for a, b, _ in rows.pairs for spec in (a, b)]
+        return names | {name for spec in specs for name in _kinship(spec)}
 
     def _matrices(self) -> None:
         rows, width = self.rows, len(self.names)
@@ -146,7 +162,7 @@ class Problem:
     def _level(self, spec: ModelSpec, model: str) -> Array:
         """Which parameters add up to the logarithm of a model's sensitivity."""
         level = np.zeros(len(self.names))
-        for name in ("scale", f"family.{family_of(spec)}", f"model.{model}"):
+        for name in ("scale", *_kinship(spec), f"model.{model}"):
             if name in self.at:
                 level[self.at[name]] = 1
         level[self.at["tokens"]] = np.log(training_tokens(spec) / REFERENCE_TOKENS)
@@ -183,12 +199,11 @@ class Problem:
         d_weights = (parts / weights**2)[:, None] * self.sums(weight[:, None] * self.role)
         d_noise = d_parts - d_weights
         d_noise[:, self.at["activations"]] += activations
-        bend, far = self.bend @ theta, noise / FAR_NOISE
+        bend, far = self.bend @ theta, (noise / FAR_NOISE) ** BEND_POWER
         free = (bend > BENDS[0]) & (bend < BENDS[1])
         bend = np.clip(bend, *BENDS)
-        derivative = (
-            self.level + self.slope * log_noise[:, None] + (slope / noise + bend / FAR_NOISE)[:, None] * d_noise
-        )
+        by_noise = (slope + BEND_POWER * bend * far) / noise
+        derivative = self.level + self.slope * log_noise[:, None] + by_noise[:, None] * d_noise
         derivative += (free * far)[:, None] * self.bend
         return self.level @ theta + slope * log_noise + bend * far, derivative
 

@@ -15,19 +15,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner import models
+from planner.core.candidate import Candidate
 from planner.core.data import data_path
 from planner.core.errors import DoesNotFit, InputError, UsageError
-from planner.core.hardware import HardwareProfile
+from planner.core.hardware import Disk, HardwareProfile
 from planner.core.model import Tensor
 from planner.core.plan import Plan, Step
 from planner.core.units import GIB
 from planner.core.workload import Workload
+from planner.decide.mixture import variant_of
 from planner.estimate.making import forecast
 from planner.formats.ggml import type_traits
 from planner.methods import gguf, gguf_mix, gguf_recipe
-from planner.workflow.mixture import Wish, mixture, mixture_variant
+from planner.workflow.frontier import frontier
+from planner.workflow.mixture import Wish, mixture
 from planner.workflow.planning import Measuring, load_plan, make_plan, plan_text
-from planner.workflow.recommend import Recommendation, recommend
+from planner.workflow.recommend import Recommendation, recommend, recommend_for
 from tests.conftest import Qplan
 
 CATALOG = ("demo", "llama-3.2-1b", "qwen2.5-0.5b", "mixtral-8x7b", "gemma-2-9b", "deepseek-v2-lite", "phi-4")
@@ -40,7 +43,7 @@ def test_a_planned_recipe_fills_its_size_and_never_more(name: str, share: float,
     largest = gguf.size(model, gguf.variant("Q8_0")).file_bytes
     low = 0.56 if name == "qwen2.5-0.5b" else 0.36 if imatrix else 0.45  # its rows of 896 take no type below Q4_0
     target = round((low + share * (0.98 - low)) * largest)
-    variant = mixture_variant(model, target, imatrix=imatrix)
+    variant = variant_of(model, target, imatrix=imatrix)
     made = gguf.size(model, variant).file_bytes
     assert made <= target
     assert made >= 0.995 * target
@@ -67,7 +70,7 @@ def test_more_bytes_are_predicted_to_lose_no_more() -> None:
 def test_too_small_says_how_small_it_can_be() -> None:
     model = models.resolve("llama-3.2-1b")
     with pytest.raises(DoesNotFit) as caught:
-        mixture_variant(model, model.parameter_count // 8, imatrix=True)
+        variant_of(model, model.parameter_count // 8, imatrix=True)
     assert caught.value.code == "target-too-small" and "bits per weight" in caught.value.numbers
 
 
@@ -88,7 +91,7 @@ def test_rows_that_are_no_whole_blocks_take_small_blocks_or_stay() -> None:
         (("a" * 64, "Q4_K"),),
         (("", "Q4_K"),),
         (("blk.0.attn_q.weight", "Q4_K"), ("blk.0.attn_q.weight", "Q5_K")),
-        (("blk.0.attn_q.weight", "IQ1_S"),),
+        (("blk.0.attn_q.weight", "TQ1_0"),),
         (("blk.0.attn_q.weight", "../Q4_K"),),
     ],
 )
@@ -221,6 +224,69 @@ def test_a_limit_between_two_types_is_filled_unasked_and_a_type_of_ones_own_is_n
     own = load_plan(tmp_path / "own.json")
     assert not own.variant.recipe
     assert own.estimate.memory.devices[0].needed_bytes < mixed.estimate.memory.devices[0].needed_bytes
+
+
+def mixture_in(answer: Recommendation) -> Candidate | None:
+    chosen = answer.decision.chosen
+    ranked = (chosen, *answer.decision.alternatives) if chosen else ()
+    return next((candidate for candidate in ranked if candidate.variant.recipe), None)
+
+
+def test_memory_between_two_types_has_a_mixture_among_the_candidates() -> None:
+    """It fills the limit, its loss lies between its neighbours' with a wider range, and it is chosen as it wins."""
+    workload = Workload(context=4096, max_memory_bytes=9 * GIB, methods=("gguf",))
+    answer = recommend("llama-2-13b", workload, profile="rtx-4090")
+    chosen = answer.decision.chosen
+    assert chosen is not None and chosen is mixture_in(answer)
+    assert chosen.estimate.memory.devices[0].needed_bytes <= 9 * GIB
+    assert chosen.reasons[0].startswith("mixture to ")
+    ratio, bits = chosen.estimate.quality.perplexity_ratio, chosen.estimate.size.bits_per_weight
+    types = [c for c in answer.decision.alternatives if c.variant.method == "gguf"]
+    smaller = [c for c in types if c.estimate.size.bits_per_weight < bits]
+    best = max(smaller, key=lambda c: c.estimate.size.bits_per_weight).estimate.quality.perplexity_ratio
+    assert ratio is not None and best is not None and 1 < ratio.value < best.value
+    assert ratio.high - ratio.low > best.high - best.low
+    assert chosen.score is not None and all(chosen.score >= (c.score or 0.0) for c in types)
+    found = frontier("llama-2-13b", workload, profile="rtx-4090")
+    assert [point.chosen for point in found.points if point.candidate.variant.recipe] == [True]
+
+
+@pytest.mark.parametrize("profile", ["rtx-4090", "rtx-4070-ti", "laptop-16gb"])
+def test_a_mixture_in_the_machines_own_memory_leaves_the_margin_free(profile: str) -> None:
+    for name in ("qwen3-30b-a3b", "qwen2.5-14b", "llama-3.1-8b"):
+        found = mixture_in(recommend(name, Workload(), profile=profile))
+        for device in () if found is None else found.estimate.memory.devices:
+            assert device.needed_bytes <= (1 - 0.06) * (device.capacity_bytes or 0)
+
+
+def test_no_mixture_is_proposed_that_cannot_be_made_here() -> None:
+    """The 16-bit model must fit into memory, time and disk; and a type, or no matrix, may have been asked for."""
+    asked = Workload(context=4096, max_memory_bytes=9 * GIB, methods=("gguf",))
+    usual = recommend("llama-2-13b", asked, profile="rtx-4090")
+    model, machine = usual.model, usual.hardware
+    small = dataclasses.replace(machine.memory, available_bytes=16 * GIB, total_bytes=16 * GIB)
+    (gpu,) = machine.gpus
+    tight = dataclasses.replace(machine, memory=small)
+    full = dataclasses.replace(machine, disk=Disk(path="/", free_bytes=GIB))
+    assert mixture_in(recommend_for(model, machine, asked, simulated=True)) is not None
+    for elsewhere in (tight, full):
+        assert mixture_in(recommend_for(model, elsewhere, asked, simulated=True)) is None
+    assert gpu.usable_bytes()
+    for other in ({"types": ("Q4_K_M", "Q3_K_M")}, {"imatrix": "off"}, {"methods": ("awq",)}):
+        wished = dataclasses.replace(asked, **other)  # type: ignore[arg-type]
+        assert mixture_in(recommend_for(model, machine, wished, simulated=True)) is None
+    assert mixture_in(recommend("13b", asked, profile="rtx-4090")) is None
+
+
+def test_below_two_bits_there_are_types_of_one_bit_for_those_with_a_matrix() -> None:
+    model = models.resolve("llama-2-13b")
+    target = round(1.9 * model.parameter_count / 8)
+    variant = variant_of(model, target, imatrix=True)
+    held = {type_ for _, type_ in variant.recipe}
+    assert held & {"IQ1_S", "IQ1_M"} and 0.99 * target < gguf.size(model, variant).file_bytes <= target
+    assert gguf_recipe.fault(variant.recipe) is None
+    with pytest.raises(DoesNotFit):
+        variant_of(model, target, imatrix=False)
 
 
 def test_two_wishes_are_one_too_many(answer: Recommendation, qplan: Qplan, tmp_path: Path) -> None:

@@ -32,7 +32,17 @@ from planner.verify.learned import Subject
 from planner.verify.report import report_document, write_report
 from planner.verify.run import run_trial
 from planner.verify.trial import MemoryTrial, Samples, SpeedTrial, TrialRequest, TrialResult
-from planner.verify.verdicts import BETTER, INSIDE, NOT_MEASURED, OUTSIDE, Measured, all_ok, position, verdicts
+from planner.verify.verdicts import (
+    BETTER,
+    INSIDE,
+    NOT_MEASURED,
+    OUTSIDE,
+    Measured,
+    all_ok,
+    error_notes,
+    position,
+    verdicts,
+)
 
 MACHINE = HardwareProfile(
     name="a desk",
@@ -90,6 +100,30 @@ def test_verdicts_stand_in_the_contracts_order_with_ratios() -> None:
     assert (by_name[PREFILL].ok, by_name[PREFILL].measured, by_name[PREFILL].position) == (None, None, NOT_MEASURED)
     assert not all_ok(judged)
     assert all_ok([v for v in judged if v.quantity != DECODE])
+
+
+def test_a_loss_on_little_text_is_judged_with_its_own_error() -> None:
+    expected = [expectation(KL_DIVERGENCE, 0.02, 0.01, 0.04)]
+    sure = Measured(value=0.045, low=0.0445, high=0.0455)
+    unsure = Measured(value=0.045, low=0.033, high=0.057)
+    (told,) = verdicts(expected, {KL_DIVERGENCE: sure})
+    (open_,) = verdicts(expected, {KL_DIVERGENCE: unsure})
+    assert (told.position, told.within_error, error_notes([told])) == (OUTSIDE, False, ())
+    assert (open_.position, open_.ok, open_.within_error) == (INSIDE, True, True)
+    assert open_.error == pytest.approx(0.012 * 1.96 / 1.2816) and (open_.low, open_.high) == (0.01, 0.04)
+    assert "more text would tell" in error_notes([open_])[0]
+
+
+@given(st.floats(0.9, 1.5), st.one_of(st.just(0.0), st.floats(1e-6, 0.2)))
+def test_only_a_sampled_quantity_has_an_error_and_it_only_widens(value: float, half: float) -> None:
+    spread = Measured(value=value, low=value - half, high=value + half)
+    for quantity in QUANTITIES:
+        planned = expectation(quantity, 1.1, 1.0, 1.2)
+        (judged,) = verdicts([planned], {quantity: spread})
+        sampled = quantity in (PERPLEXITY_RATIO, KL_DIVERGENCE)
+        assert (judged.error is not None) == (sampled and half > 0)
+        alone = position(quantity, 1.0, 1.2, value)
+        assert judged.position == alone or (sampled and judged.position == INSIDE)
 
 
 def test_a_prediction_of_zero_has_no_ratio() -> None:

@@ -26,6 +26,8 @@ _MARKS = {
     "IQ2_S": ("c", "red"),
     "IQ2_XS": ("b", "bright_red"),
     "IQ2_XXS": ("a", "magenta"),
+    "IQ1_M": ("m", "bright_magenta"),
+    "IQ1_S": ("1", "bright_magenta"),
 }
 """Character and colour of a type, from the most bits to the fewest."""
 _OUTSIDE = "rest"

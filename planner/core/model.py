@@ -133,6 +133,8 @@ class ModelSpec:
     """``spm``, ``bpe`` or ``wpm``; decides how much metadata a GGUF file carries."""
     file_type: str | None = None
     """llama.cpp's file type of a GGUF file that is quantized already: it runs as it is."""
+    guided: bool = False
+    """Such a file says that an importance matrix guided its making."""
     convertible: bool = False
     """qplan itself converts the checkpoint to GGUF, as far as its config.json tells."""
     notes: tuple[str, ...] = ()
@@ -211,6 +213,6 @@ def shape_twin(model: ModelSpec) -> ModelSpec:
         (model.n_layer, model.n_embd, model.n_vocab, model.n_ff, model.n_head, model.n_head_kv),
         model.source.is_gguf,
         model.dtype,
-        model.file_type,
+        (model.file_type, model.guided),
     )
     return _TWINS.setdefault(key, model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from planner.decide import explain, rank, rules
+from planner.decide import explain, mixture, rank, rules
 from planner.decide.candidates import enumerate_candidates, restricted
 
 if TYPE_CHECKING:
@@ -30,10 +30,17 @@ class Decision:
 def decide(
     model: ModelSpec, hardware: HardwareProfile, workload: Workload, calibration: Calibration | None = None
 ) -> Decision:
-    """The best way to run ``model`` on ``hardware`` for ``workload``, the others in order, and the reasons."""
+    """The best way to run ``model`` on ``hardware`` for ``workload``, the others in order, and the reasons.
+
+    Where memory falls between two types, a mixture that would fill it is one of the candidates.
+    """
     fitting, rejected = enumerate_candidates(model, hardware, workload, calibration)
     allowed, refused, spoken = rules.require(fitting, hardware, workload)
     ranked = rank.rank(allowed, hardware, workload)
+    mixed = mixture.offer(model, hardware, workload, calibration, ranked)
+    if mixed is not None:
+        allowed, refused, spoken = rules.require((*fitting, mixed), hardware, workload)
+        ranked = rank.rank(allowed, hardware, workload)
     trace = rules.trace(ranked, spoken, hardware, workload)
     if not ranked:
         return Decision(chosen=None, alternatives=(), rejected=rejected + refused, trace=trace)

@@ -38,7 +38,7 @@ def enumerate_candidates(
     for wanted in wanted_variants(model, workload):
         variant = kernels.fitting(wanted, machine)
         blockers = _needs_checkpoint(model, variant) or methods.get(variant.method).blockers(model, variant, machine)
-        found += blockers[:1] or [_place(model, variant, machine, workload, calibration)]
+        found += blockers[:1] or [place(model, variant, machine, workload, calibration)]
     fitting = tuple(item for item in found if isinstance(item, Candidate))
     return fitting, tuple(item for item in found if isinstance(item, Rejection))
 
@@ -84,7 +84,7 @@ def _with_imatrix(model: ModelSpec, variant: Variant, wish: str) -> Variant:
     return dataclasses.replace(variant, imatrix=wish == "on")
 
 
-def _place(
+def place(
     model: ModelSpec, variant: Variant, hardware: HardwareProfile, workload: Workload, calibration: Calibration | None
 ) -> Found:
     """The best placement of a variant, or why there is none."""

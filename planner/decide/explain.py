@@ -31,12 +31,29 @@ def with_reasons(
 
 def _why(ranked: tuple[Candidate, ...], model: ModelSpec, workload: Workload, how_set: str) -> tuple[str, ...]:
     chosen = ranked[0]
-    reasons = [_fit_reason(chosen, model), _speed_reason(chosen), _quality_reason(chosen), how_set]
+    reasons = [
+        _mixture_reason(chosen),
+        _fit_reason(chosen, model),
+        _speed_reason(chosen),
+        _quality_reason(chosen),
+        how_set,
+    ]
     if chosen.placement.kv_type == "q8_0" and workload.kv_type is None and "KV q8_0" not in how_set:
         reasons.append("the KV cache is q8_0, because an f16 one leaves no room for this placement")
     if len(ranked) > 1:
         reasons.append(f"next best is {ranked[1].variant.label()}: {difference(ranked[1], chosen)}")
     return tuple(reason for reason in reasons if reason)
+
+
+def _mixture_reason(candidate: Candidate) -> str:
+    if not candidate.variant.recipe:
+        return ""
+    types = sorted({type_ for _, type_ in candidate.variant.recipe})
+    size = format_bytes(candidate.estimate.size.file_bytes)
+    return (
+        f"mixture to {size} of {', '.join(types)}: memory falls between two types, and this fills it; its types are "
+        "sketched by the sensitivities of other models, `qplan apply` measures this one's and chooses again"
+    )
 
 
 def _fit_reason(candidate: Candidate, model: ModelSpec) -> str:

@@ -21,11 +21,17 @@ def rank(candidates: tuple[Candidate, ...], hardware: HardwareProfile, workload:
     """The candidates with their scores, best first; the label breaks ties so that the order never varies."""
     goal = rules.objective(workload.objective)
     scored = [
-        dataclasses.replace(c, score=round(score(c, goal) + rules.bonus(c, hardware, workload), 4)) for c in candidates
+        dataclasses.replace(c, score=round(score(c, goal) + rules.bonus(c, hardware, workload) - _effort(c), 4))
+        for c in candidates
     ]
     front = pareto(tuple(scored))
     marked = [dataclasses.replace(c, pareto=on) for c, on in zip(scored, front, strict=True)]
     return tuple(sorted(marked, key=lambda c: (-(c.score or 0.0), c.variant.label())))
+
+
+def _effort(candidate: Candidate) -> float:
+    """What a mixture must gain to be worth measuring the 16-bit model for."""
+    return rules.mixture_terms().least_gain_percent if candidate.variant.recipe else 0.0
 
 
 def score(candidate: Candidate, goal: rules.Objective) -> float:

@@ -86,6 +86,24 @@ def objective(name: str) -> Objective:
     return next(Objective(**row) for row in _document()["objective"] if row["name"] == name)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureTerms:
+    """When a mixture of types is worth proposing unasked."""
+
+    least_gain_percent: float
+    """Of perplexity, over the best standard type."""
+    most_seconds: float
+    """That measuring the 16-bit model may take."""
+    source: str
+    date: str
+
+
+@cache
+def mixture_terms() -> MixtureTerms:
+    """The terms of a mixture."""
+    return MixtureTerms(**_document()["mixture"])
+
+
 @cache
 def bonus_percent() -> float:
     """What a preference is worth, in percent of perplexity."""

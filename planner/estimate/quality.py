@@ -14,6 +14,7 @@ from planner.core.measurement import KL_DIVERGENCE, PERPLEXITY_RATIO, Calibratio
 from planner.core.model import ModelSpec, shape_sha256
 from planner.estimate import quality_mixture, quality_model, quality_noise
 from planner.estimate.speed_measured import same_variant
+from planner.methods import gguf
 
 NOISE = 0.001
 """Repeatability of ln(perplexity ratio) between two tools on one text: the 16-bit GGUF of Llama-3-8B has a KL
@@ -57,7 +58,7 @@ def _base(model: ModelSpec, variant: Variant) -> tuple[Prediction | None, Predic
         return _lossless()
     variant = _effective(model, variant)
     fitted = _fitted(model, variant, known=True)
-    row = _published(model.name, variant)
+    row = None if gguf.is_own_mix(model, variant) else _published(model.name, variant)
     if row is None:
         return (None, None) if fitted is None else (_as_ratio(fitted), _divergence(fitted, None))
     if row.log_ratio is None:

@@ -1,6 +1,6 @@
 """Loss of quantization as a fitted formula: ln(perplexity ratio) of a variant of a model of some family and size.
 
-    ln(ratio) = sensitivity * (noise / 0.005)**power * exp(bend * noise / 0.1)
+    ln(ratio) = sensitivity * (noise / 0.005)**power * exp(bend * (noise / 0.1)**2)
     sensitivity = scale * (training tokens / 15e12)**tokens * (parameters / 8e9)**-size * family * model
 
 ``noise`` is the weights' relative squared error (``quality_noise``). That the loss is proportional to it is measured
@@ -20,7 +20,7 @@ from planner.core.data import data_path, number, read_table
 from planner.core.model import ModelSpec, shape_twin
 from planner.estimate import quality_noise
 from planner.estimate.coefficients import read_coefficients
-from planner.methods import gguf_mix
+from planner.methods import gguf, gguf_mix
 
 REFERENCE_PARAMS = 8e9
 REFERENCE_TOKENS = 15.0
@@ -33,10 +33,13 @@ REFERENCE_NOISE = 0.005
 """About that of Q4_K."""
 FAR_NOISE = 0.1
 """About that of IQ2_XXS with an importance matrix."""
-BENDS = (-0.25, 0.6)
-"""Bounds of the bend, within which a loss grows with the noise."""
-FARTHEST_NOISE = 0.3
-"""Beyond the largest noise with a published row (0.17) and some, the loss grows in proportion again."""
+BEND_POWER = 2
+"""The bend is of second order: up to the noise of 3-bit types the loss is proportional."""
+BENDS = (-0.14, 0.6)
+"""Bounds of the bend, within which a loss grows with the noise up to ``FARTHEST_NOISE``: the slope of its logarithm,
+``power + 2 * bend * (noise / FAR_NOISE)**2``, stays positive."""
+FARTHEST_NOISE = 0.18
+"""Beyond the largest noise with a published row (0.16), the loss grows in proportion again."""
 DIVERGENCE_FLOOR = 0.00055
 """Mean KL divergence [nats] of the 16-bit GGUF of Llama-3-8B from itself through a stored file of logits: what two runs
 differ by (llama.cpp tools/perplexity/README.md, 2024-05)."""
@@ -91,7 +94,7 @@ def noise(model: ModelSpec, variant: Variant) -> float | None:
 @lru_cache(maxsize=4096)
 def _noise(model: ModelSpec, variant: Variant) -> float | None:
     own = _own_noise(model, variant)
-    if own is None or variant.method != "gguf":
+    if own is None or variant.method != "gguf" or gguf.is_own_mix(model, variant):
         return own
     return _ladder(model, quality_noise.type_class(variant.type), variant.imatrix).get(variant.type, own)
 
@@ -153,7 +156,7 @@ def _bent(noise: float, params: float) -> float:
     """How much faster than in proportion the loss grows at large noise: small models collapse, large ones do not."""
     factors = document()["factors"]
     bend = float(factors["bend"]) - float(factors["bend.size"]) * log(params / REFERENCE_PARAMS)
-    return exp(min(max(bend, BENDS[0]), BENDS[1]) * min(noise, FARTHEST_NOISE) / FAR_NOISE)
+    return exp(min(max(bend, BENDS[0]), BENDS[1]) * (min(noise, FARTHEST_NOISE) / FAR_NOISE) ** BEND_POWER)
 
 
 @lru_cache(maxsize=4096)

@@ -6,11 +6,12 @@ The loss of perplexity grows in proportion to the relative squared error of the 
     noise = (sum over roles of sensitivity * mean error of the role's tensors) / (sum of sensitivities) + activations
 
 with errors on normally distributed weights from ``data/type_noise.csv`` (``benchmarks/type_noise.py``), each corrected
-by a fitted factor, and llama.cpp's own choice of a type for each tensor.
+by a fitted factor. The type of each tensor is llama.cpp's own choice for a file type, a recipe's, or what a file holds.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -20,7 +21,7 @@ from planner.core.data import number, read_table
 from planner.core.errors import InputError, UsageError
 from planner.core.model import ModelSpec
 from planner.formats.ggml import type_traits
-from planner.methods import common, gguf_mix
+from planner.methods import common, gguf, gguf_mix
 
 EXACT = "16bit"
 """Stands for every type that keeps a weight as it is, to rounding."""
@@ -100,7 +101,7 @@ def _types(model: ModelSpec, variant: Variant) -> tuple[str, ...] | None:
         label = f"{variant.method}.{variant.type}"
         return tuple(label if common.is_linear(tensor) else EXACT for tensor in model.tensors)
     try:
-        return gguf_mix.tensor_types(model, variant.type, guided(variant))
+        return gguf.tensor_types(model, dataclasses.replace(variant, imatrix=guided(variant)))
     except (InputError, UsageError):
         return None
 

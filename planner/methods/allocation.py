@@ -75,12 +75,17 @@ def allocate(
     Args:
         tensors: the options of each.
         budget_bytes: what all chosen ones may take.
-        most_states: of the search for the rest, see :data:`MOST_STATES`.
+        most_states: of the search for the rest, see :data:`MOST_STATES`; 0 leaves the rest, less than one tensor's
+            step, unused.
     """
     smallest = sum(min(option.size_bytes for option in options) for options in tensors)
     if smallest > budget_bytes:
         return None
     relaxed, price = _relaxed(tensors, budget_bytes)
+    if not most_states:
+        size = sum(options[c].size_bytes for options, c in zip(tensors, relaxed, strict=True))
+        gap = price * (budget_bytes - size)
+        return Allocation(chosen=tuple(relaxed), size_bytes=size, loss=_loss(tensors, relaxed), gap=gap)
     return _refined(tensors, budget_bytes, relaxed, price, most_states)
 
 

@@ -34,8 +34,8 @@ _MERGES_FROM_TIKTOKEN_BYTES_PER_TOKEN = 60.96
 _TIKTOKEN_FAMILIES = ("llama-3", "gpt-oss")
 _LARGE_SPM_BYTES_PER_TOKEN = 24.84
 """ggml-vocab-gemma-4 (262,144 tokens) without its merges."""
-_SENSITIVITY_BYTES_PER_TENSOR = 480
-"""A line of JSON with a dozen errors."""
+_SENSITIVITY_BYTES_PER_TENSOR = 530
+"""A line of JSON with fourteen errors."""
 _GENERAL_BYTES = 4096
 """Architecture keys and a chat template of ordinary length."""
 
@@ -46,7 +46,7 @@ def variants(model: ModelSpec) -> tuple[Variant, ...]:
     A GGUF file that is quantized already has one variant: itself.
     """
     if model.file_type is not None:
-        return (variant(model.file_type, imatrix=False),)
+        return (variant(model.file_type, imatrix=model.guided),)
     return tuple(
         variant(file_type.name, imatrix=file_type.gains_by_imatrix)
         for file_type in gguf_mix.file_types().values()
@@ -71,6 +71,21 @@ def variant(type_: str, group_size: int | None = None, imatrix: bool | None = No
 def is_itself(model: ModelSpec, variant: Variant) -> bool:
     """Whether the variant is the quantized GGUF file that the model was read from."""
     return model.file_type is not None and model.file_type == variant.type
+
+
+def is_own_mix(model: ModelSpec, variant: Variant) -> bool:
+    """Whether the types of the tensors are not llama.cpp's choice for the file type: a recipe, or a file of other ones.
+
+    Such files are published under the name of the type that most of their tensors are near.
+    """
+    if variant.method != "gguf" or not (variant.recipe or is_itself(model, variant)):
+        return False
+    try:
+        standard = gguf_mix.tensor_types(shape_twin(model), variant.type, variant.imatrix)
+    except (InputError, UsageError):
+        return True
+    held = zip(model.tensors, standard, tensor_types(model, variant), strict=True)
+    return any(usual != found for tensor, usual, found in held if gguf_mix.is_quantized(tensor))
 
 
 def tensor_types(model: ModelSpec, variant: Variant) -> tuple[str, ...]:

@@ -18,6 +18,8 @@ from planner.models.gguf_attention import Figures, attention_layers, is_latent
 _TOKENIZERS = {"llama": "spm", "gpt2": "bpe", "bert": "wpm"}
 # LLAMA_FTYPE_GUESSED of llama.h: the loader's guess, not the file's word
 _GUESSED = 1024
+# tools/quantize/quantize.cpp writes it
+_IMATRIX_KEY = "quantize.imatrix.file"
 # types whose GGUF name is also a publication's, in the core's spelling
 _PUBLISHED = {"F32": "f32", "F16": "f16", "BF16": "bf16", "MXFP4": "mxfp4"}
 _BLOCK = re.compile(r"blk\.([0-9]{1,4})\.")
@@ -77,6 +79,7 @@ def spec_from_header(header: GgufHeader, source: ModelSource) -> ModelSpec:
         tokenizer=_TOKENIZERS.get(str(header.metadata.get("tokenizer.ggml.model"))),
         notes=_notes(header, dtype),
         file_type=None if dtype in ("F32", "F16", "BF16") else _file_type(header),
+        guided=_IMATRIX_KEY in header.metadata,
     )
 
 
@@ -119,7 +122,7 @@ def made_with_imatrix(path: Path) -> bool:
     Raises:
         InputError: no such file, or malformed.
     """
-    return "quantize.imatrix.file" in open_gguf(path).metadata  # tools/quantize/quantize.cpp writes it
+    return _IMATRIX_KEY in open_gguf(path).metadata
 
 
 def _architecture(header: GgufHeader) -> str:

@@ -28,7 +28,7 @@ from planner.verify.learned import Subject, measurements
 from planner.verify.reference import NO_ROOM
 from planner.verify.run import Progress, run_trial
 from planner.verify.trial import QUALITY, SPEED, VLLM, QualityTrial, SpeedTrial, TrialRequest, TrialResult
-from planner.verify.verdicts import Measured, Verdict, all_ok, verdicts
+from planner.verify.verdicts import Measured, Verdict, all_ok, error_notes, verdicts
 
 HELD_OUT = "demo/heldout.txt"
 """The text, below ``data/``, that quality is measured on where none is given."""
@@ -117,6 +117,7 @@ def verify_artifact(
     measured = _quantities(files, speed, quality, notes)
     predicted = {expectation.quantity: expectation.predicted for expectation in expectations}
     judged = verdicts(expectations, measured, busy=crowded(speed))
+    notes += error_notes(judged)
     tool = next((trial.tool_version for trial in (speed_trial, quality_trial) if trial), "")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return VerificationResult(

@@ -14,6 +14,7 @@ from planner.core.errors import ExecutionFailed
 from planner.formats.imatrix import Importance, ImportanceMatrix
 from planner.methods.samples import choose_chunks
 from planner.verify import native
+from planner.verify.kept import KeptSums
 from planner.verify.tensors import NativeTensor, eval_callback
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def collect(
     most_chunks: int | None = None,
     seed: int = 0,
     outputs: bool = False,
+    kept: KeptSums | None = None,
 ) -> ImportanceMatrix:
     """The importance matrix of the model ``path`` over ``text``.
 
@@ -140,12 +142,14 @@ def collect(
         dataset: what the file will say the text was.
         most_chunks: take so many chunks, drawn by ``seed``; ``None`` is all.
         outputs: collect the output matrix too.
+        kept: where sums are kept on the way, and what a killed run had kept.
 
     Raises:
         InputError: the text is too short, or llama.cpp refuses the model.
         ExecutionFailed: llama.cpp cannot run it, or gives numbers that are not finite.
     """
     collector = Collector()
+    done = kept.restore(collector.sums, collector.counts) if kept else 0
     failures: list[BaseException] = []
     callback = eval_callback(collector, failures)
     with native.open_model(path, offload=offload, repack=False, progress=progress) as model:
@@ -153,11 +157,13 @@ def collect(
         chunks = choose_chunks(model.tokenize(text), size, most_chunks, seed)
         options = native.ContextOptions(context=size, batch=size, ubatch=size, threads=threads, eval_callback=callback)
         with native.open_context(model, options) as context:
-            for number, chunk in enumerate(chunks):
+            for number, chunk in list(enumerate(chunks))[done:]:
                 progress("collect activations", number / len(chunks))
                 context.logits([model.begun(chunk)], 0)  # logits of all rows, or the last block leaves most of them out
                 if failures:
                     raise failures[0]
+                if kept:
+                    kept.offer(number + 1, collector.sums, collector.counts)
     return collector.matrix(chunk_count=len(chunks), chunk_size=size, dataset=dataset, outputs=outputs)
 
 

@@ -29,6 +29,7 @@ from planner.methods.gguf_recipe import Sensitivity, SensitivityTable, candidate
 from planner.methods.samples import choose_chunks
 from planner.verify import native
 from planner.verify.importance import CHUNK_TOKENS, Collector
+from planner.verify.kept import KeptRows
 from planner.verify.kernels import round_trip
 from planner.verify.perplexity import kl_divergence, log_softmax, mean_and_error
 from planner.verify.tensors import NativeTensor, eval_callback
@@ -93,7 +94,12 @@ def _count(tensor: StoredGgufTensor) -> int:
 
 
 def measure(
-    path: Path, text: str, matrix: ImportanceMatrix | None, settings: Settings, progress: native.Progress
+    path: Path,
+    text: str,
+    matrix: ImportanceMatrix | None,
+    settings: Settings,
+    progress: native.Progress,
+    kept: KeptRows | None = None,
 ) -> SensitivityTable:
     """Errors and sensitivities of every tensor that llama.cpp would quantize.
 
@@ -101,6 +107,7 @@ def measure(
         path: a 16-bit GGUF file.
         text: calibration text; its chunks are drawn by ``settings.seed``.
         matrix: importance of the columns; where a tensor is not in it, what the probes' text gives.
+        kept: where errors and probes are kept as they are found, and what a killed run had kept.
 
     Raises:
         InputError: the file is quantized already, or the text too short.
@@ -116,9 +123,9 @@ def measure(
         probe = _Probe.opened(stack, path, text, settings, progress)
         importance = _importance(tensors, matrix, probe.collector)
         quantizer = _quantizer_importance(matrix)
-        errors = _errors(tensors, weights, importance, quantizer, settings, progress)
+        errors = _errors(tensors, weights, importance, quantizer, settings, progress, kept)
         groups = parts(model, settings.probes)
-        rows, prices, together = probe.run(groups, weights, importance, quantizer, settings.threads, progress)
+        rows, prices, together = probe.run(groups, weights, importance, quantizer, settings.threads, progress, kept)
     return SensitivityTable(
         format_version=FORMAT_VERSION,
         model_shape_sha256=shape_sha256(model),
@@ -193,11 +200,15 @@ def _errors(
     quantizer: Callable[[str, int], NDArray[np.float32] | None],
     settings: Settings,
     progress: native.Progress,
+    kept: KeptRows | None,
 ) -> dict[str, dict[str, float]]:
     """Relative squared error of each tensor in each type it can take, on a sample of its rows."""
     done = 0
 
     def of(tensor: Tensor) -> tuple[str, dict[str, float]]:
+        known: dict[str, float] | None = kept.get(f"errors of {tensor.name}") if kept else None
+        if known is not None:
+            return tensor.name, known
         covered = quantizer(tensor.name, 0) is not None
         types = candidate_types(tensor, covered=covered)
         lost, whole = dict.fromkeys(types, 0.0), 0.0
@@ -212,6 +223,8 @@ def _errors(
     with ThreadPoolExecutor(settings.threads) as pool:
         for name, errors in pool.map(of, tensors):
             found[name], done = errors, done + 1
+            if kept and kept.get(f"errors of {name}") is None:
+                kept.put(f"errors of {name}", errors)
             progress("errors by type", 0.4 * done / len(tensors))
     return found
 
@@ -304,18 +317,26 @@ class _Probe:
         quantizer: Callable[[str, int], NDArray[np.float32] | None],
         threads: int,
         progress: native.Progress,
+        kept: KeptRows | None = None,
     ) -> tuple[list[dict[str, str | float]], dict[str, float], float | None]:
         """Probe each part: the rows of the table, the price by tensor, and how far all parts together add up."""
         rows: list[dict[str, str | float]] = []
         prices: dict[str, float] = {}
         for number, group in enumerate(groups):
-            error, type_ = self._spoil(group, weights, importance, quantizer, threads)
-            mean, standard = self.divergence()
-            self._restore(group, weights)
+            name = f"probe of {len(group)} from {group[0].name}"
+            row: dict[str, str | float] | None = kept.get(name) if kept else None
+            if row is None:
+                error, type_ = self._spoil(group, weights, importance, quantizer, threads)
+                mean, standard = self.divergence()
+                self._restore(group, weights)
+                row = {"first": group[0].name, "tensors": len(group), "type": type_}
+                row |= {"error": error, "divergence": mean, "standard_error": standard}
+                if kept:
+                    kept.put(name, row)
+            error, mean = float(row["error"]), float(row["divergence"])
             price = max(mean, 0.0) / error if error > 0 else 0.0
             prices |= dict.fromkeys((tensor.name for tensor in group), price)
-            row: dict[str, str | float] = {"first": group[0].name, "tensors": len(group), "type": type_}
-            rows.append({**row, "error": error, "divergence": mean, "standard_error": standard})
+            rows.append(row)
             progress("probe the model", 0.4 + 0.6 * (number + 1) / (len(groups) + 1))
         apart = sum(float(row["divergence"]) for row in rows)
         everything = [tensor for group in groups for tensor in group]

@@ -45,14 +45,19 @@ def _imatrix(job: Job, progress: Progress) -> dict[str, Any]:
     from planner.formats.imatrix import check_fits, read_imatrix, write_imatrix
     from planner.verify import native
     from planner.verify.importance import collect, summary
+    from planner.verify.kept import KeptSums, kept_path, key_of
 
-    chosen = _calibration(job)
+    chosen, kept = _calibration(job), None
     if chosen.kind == MATRIX:
         matrix = read_imatrix(texts.matrix_path(chosen))
     else:
+        text = texts.text(chosen)
+        settings = {"chunks": chosen.chunks, "seed": chosen.seed, "outputs": job.step.outputs, "threads": job.threads}
+        key = key_of(Path(job.source), text, gpu_layers=job.step.gpu_layers, **settings)
+        kept = KeptSums(kept_path(Path(job.output)), key)
         matrix = collect(
             Path(job.source),
-            texts.text(chosen),
+            text,
             dataset=texts.described(chosen),
             threads=job.threads,
             offload=native.Offload(gpu_layers=job.step.gpu_layers),
@@ -60,10 +65,13 @@ def _imatrix(job: Job, progress: Progress) -> dict[str, Any]:
             seed=chosen.seed,
             outputs=job.step.outputs,
             progress=lambda _, fraction: progress(fraction, 1.0),
+            kept=kept,
         )
     covered = check_fits(matrix, models.resolve(job.source).tensors, Path(chosen.location))
     with atomic_output(Path(job.output)) as partial:
         write_imatrix(partial, matrix)
+    if kept:
+        kept.forget()
     found = summary(matrix)
     notes = [
         f"importance of {covered} tensors from {found['tokens']} tokens of {found['dataset'] or 'an unnamed text'}"
@@ -72,19 +80,26 @@ def _imatrix(job: Job, progress: Progress) -> dict[str, Any]:
         notes.append(f"{found['experts_unseen']} experts got no token; they are quantized without importance")
     if chosen.kind != MATRIX:
         notes.append(domains.warning(general=chosen.kind == BUILT_IN))
-    return {"notes": notes, "details": {**found, "seed": chosen.seed, "text_sha256": chosen.sha256}}
+    details = {**found, "seed": chosen.seed, "text_sha256": chosen.sha256}
+    return {"notes": notes, "details": details, "resumed": bool(kept and kept.resumed)}
 
 
 def _sensitivity(job: Job, progress: Progress) -> dict[str, Any]:
     from planner.convert.write import atomic_output
     from planner.formats.imatrix import read_imatrix
+    from planner.models.fingerprint import sha256_of
     from planner.verify import native
+    from planner.verify.kept import KeptRows, kept_path, key_of
     from planner.verify.sensitivity import Settings, measure
 
-    chosen = _calibration(job)
+    chosen, text = _calibration(job), texts.text(_calibration(job))
+    settings = {"probes": job.step.probes, "chunks": chosen.chunks, "seed": chosen.seed, "threads": job.threads}
+    matrix = sha256_of(Path(job.imatrix)) if job.imatrix else None
+    key = key_of(Path(job.source), text, gpu_layers=job.step.gpu_layers, matrix=matrix, **settings)
+    kept = KeptRows(kept_path(Path(job.output)), key)
     table = measure(
         Path(job.source),
-        texts.text(chosen),
+        text,
         read_imatrix(Path(job.imatrix)) if job.imatrix else None,
         Settings(
             threads=job.threads,
@@ -94,9 +109,11 @@ def _sensitivity(job: Job, progress: Progress) -> dict[str, Any]:
             seed=chosen.seed,
         ),
         progress=lambda _, fraction: progress(fraction, 1.0),
+        kept=kept,
     )
     with atomic_output(Path(job.output)) as partial:
         partial.write_text(canonical_json(table) + "\n", encoding="utf-8")
+    kept.forget()
     details = {"probes": len(table.probes), "tokens": table.tokens, "seed": table.seed, "text_sha256": chosen.sha256}
     notes = [
         f"sensitivity of {len(table.tensors)} tensors from {len(table.probes)} probes of {table.tokens} tokens each"
@@ -104,7 +121,7 @@ def _sensitivity(job: Job, progress: Progress) -> dict[str, Any]:
     if table.additivity is not None:
         details["additivity"] = round(table.additivity, 4)
         notes += _additivity_notes(table.additivity)
-    return {"notes": notes, "details": details}
+    return {"notes": notes, "details": details, "resumed": kept.resumed}
 
 
 def _additivity_notes(additivity: float) -> list[str]:

@@ -10,6 +10,7 @@ from planner.core.errors import UsageError
 from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec
 from planner.core.plan import CalibrationSource, Step
+from planner.decide.mixture import measuring_layers
 from planner.estimate import making_runs
 from planner.execute import calibration as texts
 from planner.methods import gguf, quantizers
@@ -37,7 +38,7 @@ def prepared(
     if not any(step.kind in ("imatrix", "sensitivity") for step in steps):
         return steps
     text, matrix = _materials(measuring)
-    layers = _gpu_layers(answer.model, answer.hardware)
+    layers = measuring_layers(answer.model, answer.hardware)
     probes = measuring.probes or _affordable(answer.model, chosen, answer.hardware, layers)
 
     def settled(step: Step) -> Step:
@@ -81,19 +82,6 @@ def _materials(measuring: Measuring) -> tuple[CalibrationSource, CalibrationSour
     if path is not None:
         return texts.from_text(path, chunks, measuring.seed), None
     return texts.built_in(chunks, measuring.seed), None
-
-
-def _gpu_layers(model: ModelSpec, hardware: HardwareProfile) -> int:
-    """All layers of the 16-bit model where one GPU holds them, else none: what is measured is the same."""
-    from planner.estimate.memory import memory
-    from planner.estimate.placement import shortage
-
-    if not hardware.gpus:
-        return 0
-    layers = model.offloadable_count
-    place = Placement(context=512, gpu_layers=layers, gpu_count=1)
-    used = memory(model, gguf.variant("F16"), place, hardware)
-    return layers if shortage(used, 0.06) is None else 0
 
 
 def _affordable(model: ModelSpec, chosen: Candidate, hardware: HardwareProfile, gpu_layers: int) -> int:

@@ -9,19 +9,16 @@ from planner.core.candidate import Candidate, Placement, Variant
 from planner.core.errors import DoesNotFit, UsageError
 from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec
-from planner.core.units import format_bytes, pad
+from planner.core.units import format_bytes
 from planner.core.workload import Workload
 from planner.decide.candidates import placements, restricted
+from planner.decide.mixture import fill, limit_bytes, variant_of
 from planner.estimate import estimate
 from planner.estimate.memory import memory
 from planner.estimate.placement import shortage
-from planner.methods import gguf, gguf_recipe
-from planner.workflow.recommend import Recommendation, unused_bytes
+from planner.workflow.planning import best_executable
+from planner.workflow.recommend import Recommendation
 from planner.workflow.survey import calibration_of
-
-_TRIES = 8
-"""Corrections until the memory fits; what a file's size adds to it is nearly its size, so two are usual."""
-_STEP_BACK = 0.998
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +39,11 @@ class Wish:
 
 
 def unasked(answer: Recommendation) -> Wish | None:
-    """The wish to fill a memory limit that falls between two types; ``None`` where one type fills it."""
-    if unused_bytes(answer.model, answer.workload, answer.decision) is None:
+    """The wish for the mixture that the recommendation chose; ``None`` where it chose a type."""
+    chosen = best_executable(answer)
+    if chosen is None or not chosen.variant.recipe:
         return None
-    return Wish(memory_bytes=answer.workload.max_memory_bytes)
+    return Wish(memory_bytes=limit_bytes(answer.hardware, answer.workload))
 
 
 def check_wish(wish: Wish) -> None:
@@ -76,7 +74,7 @@ def mixture(answer: Recommendation, wish: Wish) -> tuple[Candidate, int]:
     if wish.memory_bytes is not None:
         return _fitted(answer, dataclasses.replace(workload, max_memory_bytes=wish.memory_bytes))
     target = wish.size_bytes or int((wish.bits_per_weight or 0) * model.parameter_count / 8)
-    variant = mixture_variant(model, target, imatrix=workload.imatrix != "off")
+    variant = variant_of(model, target, imatrix=workload.imatrix != "off")
     placement = _placed(model, variant, answer.hardware, workload)
     if placement is None:
         raise DoesNotFit(
@@ -87,60 +85,21 @@ def mixture(answer: Recommendation, wish: Wish) -> tuple[Candidate, int]:
     return _candidate(answer, variant, placement, f"a file of at most {format_bytes(target, 2)} was asked for"), target
 
 
-def mixture_variant(model: ModelSpec, target_bytes: int, *, imatrix: bool) -> Variant:
-    """The variant that a plan is made with, its types by the sensitivities of other models.
-
-    Raises:
-        DoesNotFit: no mixture is that small.
-    """
-    metadata = gguf.metadata_bytes(model)
-    recipe = gguf_recipe.plan_recipe(model, metadata, target_bytes, imatrix=imatrix)
-    bits = 8 * target_bytes / model.parameter_count
-    return Variant(
-        method="gguf",
-        format="gguf",
-        runtime="llama.cpp",
-        type=f"{bits:.2f}bpw",
-        imatrix=imatrix,
-        recipe=recipe.types,
-    )
-
-
 def _fitted(answer: Recommendation, workload: Workload) -> tuple[Candidate, int]:
     """The largest file whose run stays within the workload's memory, whole on the GPUs where there are any."""
-    model, imatrix = answer.model, workload.imatrix != "off"
-    limit = workload.max_memory_bytes or 0
-    workload = dataclasses.replace(workload, memory_margin_fraction=0.0)
-    target, best = limit, None
-    ceiling = gguf.size(model, gguf.variant("Q8_0")).file_bytes
-    for _ in range(_TRIES):
-        target = min(target, ceiling)
-        variant = mixture_variant(model, target, imatrix=imatrix)
-        room = _room(model, variant, answer.hardware, workload)
-        if room >= 0:
-            best = (variant, target)
-            if room < target * (1 - _STEP_BACK) or target == ceiling:
-                break
-        target = pad(target + room - 31, 32) if room < 0 else target + room
-    if best is None:
+    model, limit = answer.model, workload.max_memory_bytes or 0
+    found = fill(model, answer.hardware, workload)
+    if found is None:
         raise DoesNotFit(
             f"no mixture of {model.name} fits {format_bytes(limit)} beside {workload.context} tokens of context",
             hint="allow more memory or a shorter --context",
         )
-    variant, target = best
-    placement = _placed(model, variant, answer.hardware, workload)
+    variant, target = found
+    exact = dataclasses.replace(workload, memory_margin_fraction=0.0)
+    placement = _placed(model, variant, answer.hardware, exact)
     assert placement is not None
     why = f"it fills the {format_bytes(limit)} that a run may take"
     return _candidate(answer, variant, placement, why), target
-
-
-def _room(model: ModelSpec, variant: Variant, hardware: HardwareProfile, workload: Workload) -> int:
-    """Bytes left on the fullest device with the model whole where it runs; negative: bytes that lack."""
-    machine = restricted(hardware, workload)
-    placement = next(placements(model, variant, machine, workload))
-    used = memory(model, variant, placement, machine)
-    devices = [d for d in (*used.devices, *(() if used.devices else (used.host,))) if d.capacity_bytes is not None]
-    return min((int(d.capacity_bytes or 0) - d.needed_bytes for d in devices), default=0)
 
 
 def _placed(model: ModelSpec, variant: Variant, hardware: HardwareProfile, workload: Workload) -> Placement | None:

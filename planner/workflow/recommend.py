@@ -14,13 +14,11 @@ from planner.core.model import ModelSpec
 from planner.core.units import GIB, format_bytes
 from planner.core.workload import KV_TYPES, OBJECTIVES, Workload
 from planner.decide import Decision, decide
+from planner.decide.mixture import ENOUGH_BITS
 from planner.workflow.survey import calibration_of, survey
 
 _FULL = 0.92
 """Share of a memory limit that the margin leaves to use, less what is not worth a word."""
-_ENOUGH_BITS = 8.0
-"""Bits per weight from which more make no difference that shows: a mixture of 8.0 leaves a KL divergence of 0.0002 nats
-on the demo model (benchmarks/budget.py, 2026-11-26)."""
 LEAST_CONTEXT = 2048
 """Shortest context that is taken unasked: a question with a page of text and its answer."""
 
@@ -141,7 +139,7 @@ def unused_bytes(model: ModelSpec, workload: Workload, decision: Decision) -> in
         return None
     used = chosen.estimate.memory
     needed = max(device.needed_bytes for device in (used.devices or (used.host,)))
-    gains = chosen.estimate.size.bits_per_weight < _ENOUGH_BITS
+    gains = chosen.estimate.size.bits_per_weight < ENOUGH_BITS
     return limit - needed if gains and workload.types is None and needed < _FULL * limit else None
 
 
@@ -150,7 +148,7 @@ def _unused_notes(model: ModelSpec, workload: Workload, decision: Decision) -> t
     if unused is None or limit is None:
         return ()
     return (
-        f"{format_bytes(unused)} of {format_bytes(limit)} stay unused: `qplan plan {model.name} --max-memory "
+        f"{format_bytes(unused)} of {format_bytes(limit)} stay unused: `qplan plan {model.name} --fit-memory "
         f"{limit / GIB:g}GiB` fills them with a mixture of types, chosen by measuring the checkpoint",
     )
 
