@@ -269,7 +269,17 @@ def _(bench: Bench) -> tuple[QplanScreen, Then]:
         bench.now += 60.0
         return messages.Progressed(25, 100)
 
-    return RunScreen(values.PLANNED), told(began(0), ended, began(1), later)
+    return RunScreen(values.PLANNED), told(began(0), ended, began(1), lambda: messages.Progressed(0, 100), later)
+
+
+@case("run-download")
+def _(bench: Bench) -> tuple[QplanScreen, Then]:
+    def later() -> messages.Progressed:
+        bench.now += 60.0
+        return messages.Progressed(5 * values.GIB, 15 * values.GIB)
+
+    begun = lambda: messages.DownloadBegan("example/8b")  # noqa: E731
+    return RunScreen(values.PLANNED), told(begun, lambda: messages.Progressed(2 * values.GIB, 15 * values.GIB), later)
 
 
 @case("run-error")
