@@ -1,7 +1,7 @@
 """A model's files from the hub into its cache: several at a time, told as they come, and going on where it stopped.
 
 Large files come under ``<hash>.incomplete`` in the cache's ``blobs`` and get their name when the hash is right.
-huggingface_hub (seen in 2.4) keeps no part of a download that was killed, so it is only asked to link the finished file.
+huggingface_hub (seen in 2.4) keeps no part of a killed download, so it is only asked to link the finished file.
 The cache's layout is documented: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 """
 

@@ -141,7 +141,9 @@ class Hub:
             )
         return bytes(found)
 
-    def pour(self, repository: str, name: str, revision: str | None, start: int, write: Callable[[bytes], None]) -> None:
+    def pour(
+        self, repository: str, name: str, revision: str | None, start: int, write: Callable[[bytes], None]
+    ) -> None:
         """The file ``name`` from byte ``start`` to its end into ``write``, piece by piece.
 
         Raises:

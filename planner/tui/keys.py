@@ -36,6 +36,10 @@ RESULT: list[BindingType] = [
     Binding("c", "compare", "Compare", id="result.compare"),
     Binding("n", "new", "New", id="result.new"),
 ]
+SERVE: list[BindingType] = [
+    Binding("x", "stop", "Stop", id="serve.stop"),
+    Binding("r", "again", "Start again", id="serve.again"),
+]
 
 TABLE: dict[str, list[BindingType]] = {
     "everywhere": APP,
@@ -46,6 +50,7 @@ TABLE: dict[str, list[BindingType]] = {
     "Review": REVIEW,
     "Run": RUN,
     "Result": RESULT,
+    "Serve": SERVE,
 }
 
 

@@ -28,6 +28,11 @@ def apply_line(path: Path, output: Path) -> str:
     return shlex.join(["qplan", "apply", str(path), "--output", str(output)])
 
 
+def serve_line(target: Path) -> str:
+    """``qplan serve REPORT``."""
+    return shlex.join(["qplan", "serve", str(target)])
+
+
 def _options(workload: Workload, profile: str | None, leave_out: tuple[str, ...] = ()) -> list[str]:
     usual = Workload()
     given: dict[str, object] = {
