@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 from textual.app import App, SystemCommand
 from textual.reactive import reactive
 from textual.screen import Screen
-from textual.widgets import HelpPanel
 
 from planner.tui import keys, settings
 from planner.tui.messages import Again, Failed, Forward
 from planner.tui.screens.base import QplanScreen
-from planner.tui.screens.dialogs import ErrorDialog, Question
 from planner.tui.screens.hardware import HardwareScreen
 from planner.tui.state import State
 
@@ -71,9 +69,9 @@ class Wizard(App[State]):
             self.theme = chosen.theme
         self.set_keymap(chosen.keymap)
 
-    def on_mount(self) -> None:
-        """The first screen; it looks at the machine once it is painted."""
-        self.push_screen(self.first_screen())
+    def get_default_screen(self) -> Screen[None]:
+        """The first screen, with none under it; it looks at the machine once it is painted."""
+        return self.first_screen()
 
     def first_screen(self) -> QplanScreen:
         """Where it begins."""
@@ -88,6 +86,8 @@ class Wizard(App[State]):
 
     def on_failed(self, message: Failed) -> None:
         """Say what went wrong; everything stays as it was."""
+        from planner.tui.screens.dialogs import ErrorDialog
+
         self.push_screen(ErrorDialog(message.error))
 
     def on_again(self, message: Again) -> None:
@@ -95,7 +95,7 @@ class Wizard(App[State]):
         state = message.state.but(
             model=None, model_text="", answer=None, candidate=None, plan=None, saved=False, outcome=None
         )
-        while len(self.screen_stack) > 2:
+        while len(self.screen_stack) > 1:
             self.pop_screen()
         self.push_screen(made(FOLLOWS["Hardware"], state))
 
@@ -151,13 +151,15 @@ class Wizard(App[State]):
 
     def action_toggle_help(self) -> None:
         """Help beside the screen; it follows the focus."""
-        if self.screen.query(HelpPanel):
+        if self.screen.query("HelpPanel"):
             self.action_hide_help_panel()
         else:
             self.action_show_help_panel()
 
     def action_leave(self) -> None:
         """Leave; what runs is asked about first."""
+        from planner.tui.screens.dialogs import Question
+
         question = ""
         if getattr(self.screen, "running", False):
             question = "A step is running. Stop it and leave? What is finished is kept."

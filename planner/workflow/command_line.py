@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from planner.core.candidate import Candidate
 from planner.core.workload import Workload
+
+if TYPE_CHECKING:
+    from planner.core.candidate import Candidate
 
 
 def recommend_line(model: str, workload: Workload, profile: str | None) -> str:

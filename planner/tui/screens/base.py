@@ -63,7 +63,7 @@ class QplanScreen(Screen[None]):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """There is nothing before the first screen."""
         stack = self.app.screen_stack
-        if action == "back" and self in stack and stack.index(self) <= 1:
+        if action == "back" and self in stack and stack.index(self) < 1:
             return False
         return super().check_action(action, parameters)
 
