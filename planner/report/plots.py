@@ -26,12 +26,13 @@ MOST = 1e30
 """Beyond it a value is drawn here: a stranger's report may hold any number."""
 WIDTH, HEIGHT = 380, 230
 LEGEND = "Area: decode speed. Diamond: recommended. Faint: another is better in all three."
-NEAR = (0.2, 0.07)
-"""Labels closer than these shares of the axes would overlap."""
+LETTER, LINE_SHARE = 0.019, 0.07
+"""Shares of the axes that a letter and a line of a label take in a plot of usual size."""
 SOFT, LINE, ACCENT, BAND, CARD, GOOD = "#56606b", "#dcd9d2", "#0b5cad", "#9cc3ea", "#ffffff", "#17692f"
 METHODS = {
-    "gguf": ACCENT, "awq": "#1a7f37", "gptq": "#9a6700", "bitsandbytes": "#8250df", "none": "#57606a",
+    "GGUF": ACCENT, "AWQ": "#1a7f37", "GPTQ": "#9a6700", "bitsandbytes": "#8250df", "other": "#57606a",
 }  # fmt: skip
+"""The first word of a variant's label, and its colour."""
 ON_DARK = {
     SOFT: "#a7afb9", LINE: "#333a43", ACCENT: "#7db7f5", BAND: "#2f5780", CARD: "#1b1f25", GOOD: "#6fd08c",
     "#1b1f24": "#e9e6df", "#1a7f37": "#57d364", "#9a6700": "#e3b341", "#8250df": "#c297ff", "#57606a": "#adbac7",
@@ -92,7 +93,7 @@ def frontier(
         return None
     unit, name = (GIB, "GiB") if max(p.file_bytes for p in known) >= GIB else (MIB, "MiB")
     rows = [_row(point, by_speed, unit) for point in known]
-    _label(rows)
+    _label(rows, left_from=0.3 if by_speed else 0.75)
     what = "decode speed" if by_speed else "size"
     title = f"Loss of quality against {what}"
     told = [str(row["text"]) for row in rows if row["front"] or row["chosen"]]
@@ -104,9 +105,9 @@ def frontier(
 
 
 def method_of(label: str) -> str:
-    """The method in a variant's label, as ``gguf`` in ``GGUF Q4_K_M``."""
-    first = label.partition(" ")[0].lower()
-    return first if first in METHODS else "none"
+    """The method in a variant's label, as ``GGUF`` in ``GGUF Q4_K_M``; 16-bit weights are ``other``."""
+    first = label.partition(" ")[0]
+    return first if first in METHODS else "other"
 
 
 def _row(point: Point, by_speed: bool, unit: int) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def _row(point: Point, by_speed: bool, unit: int) -> dict[str, Any]:
         "y": loss.value, "y_low": loss.low, "y_high": loss.high,
         "speed": _held(decode.value) if decode else None,
         "method": method_of(point.label), "front": point.pareto, "chosen": point.chosen,
-        "name": point.label.removeprefix("GGUF "),
+        "name": point.label.removeprefix("GGUF ").removesuffix(" +imatrix"),
         "text": f"{point.label}: {format_bytes(point.file_bytes)}{said}, perplexity × "
         f"{_span(point.perplexity_ratio, '{:.4f}'.format)}",
     }  # fmt: skip
@@ -139,18 +140,23 @@ def _percent(ratio: Range) -> Range:
     return Range(value=value, low=low, high=high)
 
 
-def _label(rows: list[dict[str, Any]]) -> None:
-    """Names where they meet no other, the chosen one's always; the table below a plot has all of them."""
+def _label(rows: list[dict[str, Any]], *, left_from: float) -> None:
+    """Names where they meet no other, the chosen one's always; the table below a plot has all of them.
+
+    Smaller files lose more and faster ones too: the free side of a curve is right of it by size, left of it by speed.
+    """
     shares = {axis: _shares([row[axis] for row in rows]) for axis in ("x", "y")}
     order = sorted(range(len(rows)), key=lambda n: (not rows[n]["chosen"], not rows[n]["front"], rows[n]["x"]))
-    taken: list[tuple[float, float]] = []
+    taken: list[tuple[float, float, float]] = []
     for n in order:
-        row, at = rows[n], (shares["x"][n], shares["y"][n])
-        free = all(abs(at[0] - other[0]) > NEAR[0] or abs(at[1] - other[1]) > NEAR[1] for other in taken)
+        row, x, y = rows[n], shares["x"][n], shares["y"][n]
+        row["left"] = x > left_from
+        length = LETTER * (len(row["name"]) + 2)
+        begin, end = (x - length, x) if row["left"] else (x, x + length)
+        free = all(begin > e or end < b or abs(y - at) > LINE_SHARE for b, e, at in taken)
         row["label"] = row["name"] if row["chosen"] or (row["front"] and free) else ""
-        row["left"] = at[0] > 0.75
         if row["label"]:
-            taken.append(at)
+            taken.append((begin, end, y))
 
 
 def _shares(values: list[float]) -> list[float]:
@@ -176,7 +182,7 @@ def _trade_off(rows: list[dict[str, Any]], x_title: str, *, sized: bool) -> dict
         "field": "method",
         "type": "nominal",
         "scale": {"domain": used, "range": [METHODS[method] for method in used]},
-        "legend": {"title": None, "orient": "top"} if len(used) > 1 else None,
+        "legend": {"title": None, "orient": "top", "columnPadding": 18} if len(used) > 1 else None,
     }
     faint = {"condition": {"test": "datum.front || datum.chosen", "value": 1}, "value": 0.3}
     seen = [{"filter": "datum.front || datum.chosen"}]
@@ -207,7 +213,7 @@ def _trade_off(rows: list[dict[str, Any]], x_title: str, *, sized: bool) -> dict
 
 
 def _names(x: dict[str, Any], y: dict[str, Any], *, left: bool) -> dict[str, Any]:
-    side = {"align": "right", "dx": -13} if left else {"align": "left", "dx": 13}
+    side = {"align": "right", "dx": -9, "dy": -9} if left else {"align": "left", "dx": 9, "dy": -9}
     return {
         "transform": [{"filter": f"datum.label != '' && datum.left == {str(left).lower()}"}],
         "mark": {"type": "text", "baseline": "middle", "fontSize": 12, "color": INK, "aria": False, **side},

@@ -12,7 +12,7 @@ APP: list[BindingType] = [
 ]
 STEP: list[BindingType] = [
     Binding("escape", "back", "Back", id="step.back"),
-    Binding("ctrl+n", "forward", "Next", id="step.forward", show=False, priority=True),
+    Binding("ctrl+n", "forward", "Next", id="step.forward", priority=True),
 ]
 HARDWARE: list[BindingType] = [Binding("r", "again", "Look again", id="hardware.again")]
 MODEL: list[BindingType] = [Binding("ctrl+o", "browse", "Open files", id="model.browse", priority=True)]

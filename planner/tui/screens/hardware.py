@@ -44,6 +44,7 @@ class HardwareScreen(QplanScreen):
     """The first step. It is painted before anything is looked at."""
 
     TITLE_TEXT = "Hardware"
+    LEADS_ON = True
     BINDINGS = keys.HARDWARE
 
     def __init__(self, state: State) -> None:
@@ -60,7 +61,10 @@ class HardwareScreen(QplanScreen):
 
     def on_mount(self) -> None:
         """Look once the screen is painted."""
-        self.query_one(Machines).focus()
+        self.query_one("#hardware-facts").border_title = "the machine to plan for"
+        machines = self.query_one(Machines)
+        machines.border_title, machines.border_subtitle = "others, captured", "Enter picks, Enter again goes on"
+        machines.focus()
         self.call_after_refresh(self._look, self.state.profile)
         self.call_after_refresh(self.ask, _profiles, group="profiles")
 

@@ -65,6 +65,7 @@ class RunScreen(QplanScreen):
     """The sixth step."""
 
     TITLE_TEXT = "Run"
+    LEADS_ON = True
     HELP = """\
 ## Run
 
@@ -211,6 +212,8 @@ Command line: `qplan apply plan.json --output DIR`.
             return not self.running and self.state.outcome is None
         if action == "back" and self.running:
             return False
+        if action == "forward":
+            return self.state.outcome is not None
         return super().check_action(action, parameters)
 
     def action_cancel(self) -> None:
