@@ -26,7 +26,7 @@ MOST = 1e30
 """Beyond it a value is drawn here: a stranger's report may hold any number."""
 WIDTH, HEIGHT = 380, 230
 LEGEND = "Area: decode speed. Diamond: recommended. Faint: another is better in all three."
-LETTER, LINE_SHARE = 0.019, 0.07
+LETTER, LINE_SHARE = 0.022, 0.09
 """Shares of the axes that a letter and a line of a label take in a plot of usual size."""
 SOFT, LINE, ACCENT, BAND, CARD, GOOD = "#56606b", "#dcd9d2", "#0b5cad", "#9cc3ea", "#ffffff", "#17692f"
 METHODS = {
