@@ -436,6 +436,23 @@ def test_the_screen_looks_as_it_did(name: str, size: str, bench: Bench, request:
     assert shown[0] == path.read_text()
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name.endswith("-full")])
+def test_every_screen_is_whole_at_every_size(name: str, bench: Bench) -> None:
+    screen, then = CASES[name](bench)
+
+    async def script(pilot: Any, app: Wizard) -> None:
+        await then(pilot, app)
+        for width, height in ((200, 60), (100, 30), (80, 24)):
+            await pilot.resize_terminal(width, height)
+            await pilot.pause(0.1)
+            lines = text_of(app).splitlines()
+            assert len(lines) == height and max(map(len, lines)) <= width
+            assert lines[0].startswith(" qplan ") and "Quit" in lines[-1]
+        bench.released.set()
+
+    drive(Showing(screen), script, settled=not name.startswith("run-"))
+
+
 PICTURES = {"wizard-choose": "choose-full", "wizard-result": "result-full"}
 """Pictures for the README, made here so that they show what there is."""
 

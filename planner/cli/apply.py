@@ -91,7 +91,6 @@ class Watching:
                 TimeRemainingColumn(),
             )
             self._bars = Progress(*columns, console=err, transient=True)
-            self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -100,7 +99,16 @@ class Watching:
 
     def downloading(self, what: str) -> Callable[..., None]:
         """A model is fetched from the hub."""
-        return self._task(f"download {what}")
+        report, there = self._task(f"download {what}"), False
+
+        def tell(done: float, total: float) -> None:
+            nonlocal there
+            report(done, total)
+            if done >= total and not there:
+                there = True
+                self._say(f"download {what}: {format_bytes(total)} are there")
+
+        return tell
 
     def started(self, step: Step) -> Callable[..., None]:
         """A step begins."""
@@ -135,6 +143,7 @@ class Watching:
         if self._bars is None:
             self._say(description)
             return lambda done, total: self._now_and_then(description, pace, done, total)
+        self._bars.start()  # not before: it would take a question for markup
         for done in self._bars.task_ids:  # one bar at a time; a finished step has its line above
             self._bars.update(done, visible=False)
         bars, task = self._bars, self._bars.add_task(description, total=None, rate="")

@@ -63,7 +63,7 @@ class HardwareScreen(QplanScreen):
         """Look once the screen is painted."""
         self.query_one("#hardware-facts").border_title = "the machine to plan for"
         machines = self.query_one(Machines)
-        machines.border_title, machines.border_subtitle = "others, captured", "Enter picks, Enter again goes on"
+        machines.border_title, machines.border_subtitle = "others, captured", "Enter picks, then goes on"
         machines.focus()
         self.call_after_refresh(self._look, self.state.profile)
         self.call_after_refresh(self.ask, _profiles, group="profiles")
