@@ -268,7 +268,7 @@ def _drawn(spec: dict[str, Any], title: str, text: str, id: str, width: int, hei
             "font": "system-ui, sans-serif",
             "view": {"stroke": None},
             "axis": {"labelColor": SOFT, "titleColor": SOFT, "gridColor": LINE, "domain": False, "ticks": False,
-                     "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelPadding": 6},
+                     "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelPadding": 6, "titlePadding": 10},
             "legend": {"labelColor": SOFT, "labelFontSize": 12},
         },
         **spec,
