@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +25,10 @@ class FakeHub:
     folders: dict[str, Path] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     ignores_ranges: set[str] = field(default_factory=set)
+    piece_seconds: float = 0.0
+    """Pause after each piece of a file's body: a slow line."""
+    breaks_after: int | None = None
+    """Bytes of a body after which the connection is cut."""
     sent_bytes: Counter[str] = field(default_factory=Counter)
     tokens: set[str] = field(default_factory=set)
     url: str = ""
@@ -103,9 +108,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "EntryNotFound")
             return
         start, end, status = 0, path.stat().st_size - 1, 200
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if wanted and repository not in self.fake.ignores_ranges:
-            start, end, status = int(wanted[1]), min(int(wanted[2]), end), 206
+            start, end, status = int(wanted[1]), min(int(wanted[2] or end), end), 206
         headers = {"ETag": f'"{sha256(path)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         if status == 206:
             headers["Content-Range"] = f"bytes {start}-{end}/{path.stat().st_size}"
@@ -116,7 +121,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _pour(self, path: Path, name: str, start: int, left: int) -> None:
         with path.open("rb") as stream:
             stream.seek(start)
-            while left > 0:
+            last = max(left - (self.fake.breaks_after or left), 0)
+            while left > last:
                 piece = stream.read(min(CHUNK_BYTES, left))
                 try:
                     self.wfile.write(piece)
@@ -125,6 +131,9 @@ class _Handler(BaseHTTPRequestHandler):
                     return
                 self.fake.sent_bytes[name] += len(piece)
                 left -= len(piece)
+                time.sleep(self.fake.piece_seconds)
+        if left:
+            self.close_connection = True
 
     def _error(self, status: int, code: str) -> None:
         self._head(status, 0, {"X-Error-Code": code, "X-Error-Message": f"{code} says the stand-in"})

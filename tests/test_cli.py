@@ -150,9 +150,10 @@ def test_progress_without_a_terminal_tells_rate_and_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from planner.cli import apply
+    from planner.workflow import pace
 
     now = [0.0]
-    monkeypatch.setattr(apply.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
     with apply.Watching() as watching:
         tell = watching._task("quantize → x")
         for second in range(0, 100, 5):  # an earlier run had done half of the four GiB

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -12,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.cli import chart, chart_svg
+from planner.cli import chart
 from planner.core.candidate import Candidate, Placement
+from planner.core.errors import MissingDependency
 from planner.core.estimates import (
     DeviceMemory,
     Estimate,
@@ -26,7 +28,8 @@ from planner.core.estimates import (
 from planner.core.workload import Workload
 from planner.decide.frontier import points
 from planner.methods import gguf
-from planner.workflow.frontier import Frontier, frontier
+from planner.report import plots
+from planner.workflow.frontier import Frontier, check_drawing, draw, frontier
 from tests.conftest import Qplan
 
 TYPES = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
@@ -101,24 +104,34 @@ def test_the_chosen_way_is_the_recommended_one(found: Frontier) -> None:
     assert len(found.points) == 1 + len(found.answer.decision.alternatives)
 
 
-def test_the_svg_is_sound_and_says_what_it_shows(found: Frontier) -> None:
-    text = chart_svg.svg(found)
-    root = ET.fromstring(text)
+@pytest.fixture(scope="module")
+def drawing(found: Frontier, tmp_path_factory: pytest.TempPathFactory) -> str:
+    pytest.importorskip("vl_convert", reason="pip install 'qplan[plots]'")
+    path = tmp_path_factory.mktemp("drawn") / "f.svg"
+    draw(found, path)
+    return path.read_text("utf-8")
+
+
+def test_the_svg_is_sound_and_says_what_it_shows(found: Frontier, drawing: str) -> None:
+    root = ET.fromstring(drawing)
     assert root.tag == f"{SVG}svg" and root.get("role") == "img"
     named = root.get("aria-labelledby", "").split()
     assert [root.find(f"{SVG}{tag}").get("id") for tag in ("title", "desc")] == named  # type: ignore[union-attr]
     described = root.find(f"{SVG}desc").text  # type: ignore[union-attr]
     assert found.answer.decision.chosen is not None
     assert described and found.answer.decision.chosen.variant.label() in described
-    groups = [g for g in root.findall(f"{SVG}g") if "point" in g.get("class", "")]
-    assert len(groups) == len(chart.dots(found.points))
-    assert all(g.find(f"{SVG}title").text for g in groups)  # type: ignore[union-attr]
-    assert len(root.findall(f"{SVG}g/{SVG}circle[@class='ring']")) == 1
-    for circle in root.iter(f"{SVG}circle"):
-        assert 0 <= float(circle.get("cx", "-1")) <= chart_svg.WIDTH
-        assert 0 <= float(circle.get("cy", "-1")) <= chart_svg.HEIGHT
-    assert "prefers-color-scheme:dark" in text
-    assert text.count("http") == text.count("http://www.w3.org/2000/svg")  # nothing is fetched
+    marks = [path.find(f"{SVG}title").text for path in root.iter(f"{SVG}path") if path.find(f"{SVG}title") is not None]
+    drawn = {p.candidate.variant.label() for p in found.points if p.candidate.estimate.quality.perplexity_ratio}
+    assert {str(text).partition(":")[0] for text in marks} == drawn and len(marks) == len(drawn)
+    assert all(" to " in str(text) for text in marks)  # never a number without its range
+    assert found.answer.model.name in drawing and "prefers-color-scheme:dark" in drawing
+    assert drawing.count("http") == drawing.count("http://www.w3.org/")  # nothing is fetched
+
+
+def test_every_colour_has_another_on_dark(drawing: str) -> None:
+    used = set(re.findall(r'(?:fill|stroke)="(#[0-9a-fA-F]{6})"', drawing))
+    assert used and used <= set(plots.ON_DARK)
+    assert set(plots.METHODS.values()) <= set(plots.ON_DARK)
 
 
 class Tags(HTMLParser):
@@ -131,28 +144,53 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.rows += tag == "tr"
-        if tag != "meta":
+        if tag not in ("meta", "link"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        assert tag == "meta" or self.open.pop() == tag
+        assert self.open.pop() == tag
 
 
-def test_the_page_holds_the_drawing_and_the_table(found: Frontier) -> None:
-    page = chart_svg.html(found)
+def test_the_page_holds_the_drawing_and_the_table(found: Frontier, tmp_path: Path) -> None:
+    draw(found, tmp_path / "f.html")
+    page = (tmp_path / "f.html").read_text("utf-8")
     reader = Tags()
     reader.feed(page)
     assert reader.open == [] and reader.rows == 1 + len(found.points)
-    assert "<script" not in page and "src=" not in page and "href=" not in page
+    assert "<script" not in page and "src=" not in page
+    assert page.count('<svg xmlns="http://www.w3.org/2000/svg" class="plot"') == (2 if plots.installed() else 0)
 
 
-def test_a_model_with_markup_in_its_name_stays_text(found: Frontier) -> None:
+def test_without_the_library_the_page_has_its_table_and_says_what_is_missing(
+    found: Frontier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "installed", lambda: False)
+    draw(found, tmp_path / "f.html")
+    page = (tmp_path / "f.html").read_text("utf-8")
+    assert "<svg" not in page and "qplan[plots]" in page and page.count("<tr>") == 1 + len(found.points)
+    with pytest.raises(MissingDependency, match="vl-convert"):
+        check_drawing(tmp_path / "f.svg")
+
+
+def test_a_model_with_markup_in_its_name_stays_text(found: Frontier, tmp_path: Path) -> None:
     evil = replace(found.answer, model=replace(found.answer.model, name='<b onload="x">&'))
-    text = chart_svg.html(replace(found, answer=evil))
-    assert "<b onload" not in text and "&lt;b onload" in text
+    for name in ("f.html", "f.svg") if plots.installed() else ("f.html",):
+        draw(replace(found, answer=evil), tmp_path / name)
+        text = (tmp_path / name).read_text("utf-8")
+        assert "<b onload" not in text and "&lt;b onload" in text
+
+
+def test_marks_with_markup_in_their_words_stay_text() -> None:
+    given_ = (
+        '<svg viewBox="0 0 1 1"><path aria-label="&lt;b> &quot;x&quot; &amp; y" role="graphics-symbol" d="M0,0"/></svg>'
+    )
+    made = plots.finished(given_, "<t>", "a & b", "p")
+    marks = ET.fromstring(made).findall(f"{SVG}path/{SVG}title")
+    assert [mark.text for mark in marks] == ['<b> "x" & y'] and "<t>" not in made
 
 
 def test_frontier_verb(qplan: Qplan, tmp_path: Path) -> None:
+    pytest.importorskip("vl_convert", reason="pip install 'qplan[plots]'")
     run = qplan("frontier", "llama-3.2-1b", "--profile", "rtx-4090", "--json", "--output", "f.svg", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     answer = json.loads(run.stdout)

@@ -17,9 +17,9 @@ import pytest
 pytest.importorskip("textual", reason="the wizard's extra is not installed: pip install 'qplan[tui]'")
 
 from planner.core.errors import DoesNotFit, ExecutionFailed, InputError, Interrupted, ModelNotFound, QplanError
-from planner.tui import messages
+from planner.tui import messages, serving
 from planner.tui.app import Wizard
-from planner.tui.screens import choose, compare, goal, hardware, measurements, model, review, run
+from planner.tui.screens import choose, compare, goal, measurements, model, review, run
 from planner.tui.screens.base import QplanScreen
 from planner.tui.screens.choose import ChooseScreen
 from planner.tui.screens.compare import CompareScreen
@@ -31,8 +31,10 @@ from planner.tui.screens.model import ModelScreen
 from planner.tui.screens.result import ResultScreen
 from planner.tui.screens.review import ReviewScreen
 from planner.tui.screens.run import RunScreen
+from planner.tui.screens.serve import ServeScreen
 from planner.tui.screens.settings import SettingsScreen
 from planner.tui.state import State
+from planner.workflow import survey
 from tests import wizard_values as values
 from tests.wizard_driver import Showing, drive, press, settle, text_of
 
@@ -60,8 +62,8 @@ class Bench:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.patch = patch
         self.released = threading.Event()
-        patch.setattr(hardware.survey, "survey", answer(values.HARDWARE))
-        patch.setattr(hardware.survey, "profiles", answer((("laptop", values.UNKNOWN), ("bench", values.HARDWARE))))
+        patch.setattr(survey, "survey", answer(values.HARDWARE))
+        patch.setattr(survey, "profiles", answer((("laptop", values.UNKNOWN), ("bench", values.HARDWARE))))
         patch.setattr(model.library, "search", answer(values.ENTRIES))
         patch.setattr(model.library, "resolve", answer(values.MODEL))
         patch.setattr(model.library, "sizes", answer(values.SIZES))
@@ -72,6 +74,7 @@ class Bench:
         patch.setattr(review, "make_plan", answer(values.PLAN))
         patch.setattr(run.applying, "apply", self.forever)
         patch.setattr(run, "time", types.SimpleNamespace(strftime=lambda _: "12:00:00", monotonic=self.clock))
+        patch.setattr(serving, "serve", answer(None))
         patch.setattr(measurements.survey, "measurements", answer(values.MEASUREMENTS))
         patch.setattr(model, "PAUSE_SECONDS", 0.01)
         patch.setattr(goal, "PAUSE_SECONDS", 0.01)
@@ -132,20 +135,20 @@ def _(bench: Bench) -> tuple[QplanScreen, Then]:
 
 @case("hardware-loading")
 def _(bench: Bench) -> tuple[QplanScreen, Then]:
-    bench.patch.setattr(hardware.survey, "survey", bench.forever)
+    bench.patch.setattr(survey, "survey", bench.forever)
     return HardwareScreen(State()), nothing
 
 
 @case("hardware-empty")
 def _(bench: Bench) -> tuple[QplanScreen, Then]:
-    bench.patch.setattr(hardware.survey, "survey", answer(values.UNKNOWN))
-    bench.patch.setattr(hardware.survey, "profiles", answer(()))
+    bench.patch.setattr(survey, "survey", answer(values.UNKNOWN))
+    bench.patch.setattr(survey, "profiles", answer(()))
     return HardwareScreen(State()), nothing
 
 
 @case("hardware-error")
 def _(bench: Bench) -> tuple[QplanScreen, Then]:
-    bench.patch.setattr(hardware.survey, "survey", answer(InputError("the profile is damaged", hint="pick another")))
+    bench.patch.setattr(survey, "survey", answer(InputError("the profile is damaged", hint="pick another")))
     return HardwareScreen(State()), nothing
 
 
@@ -269,7 +272,17 @@ def _(bench: Bench) -> tuple[QplanScreen, Then]:
         bench.now += 60.0
         return messages.Progressed(25, 100)
 
-    return RunScreen(values.PLANNED), told(began(0), ended, began(1), later)
+    return RunScreen(values.PLANNED), told(began(0), ended, began(1), lambda: messages.Progressed(0, 100), later)
+
+
+@case("run-download")
+def _(bench: Bench) -> tuple[QplanScreen, Then]:
+    def later() -> messages.Progressed:
+        bench.now += 60.0
+        return messages.Progressed(5 * values.GIB, 15 * values.GIB)
+
+    begun = lambda: messages.DownloadBegan("example/8b")  # noqa: E731
+    return RunScreen(values.PLANNED), told(begun, lambda: messages.Progressed(2 * values.GIB, 15 * values.GIB), later)
 
 
 @case("run-error")
@@ -297,9 +310,41 @@ def _(bench: Bench) -> tuple[QplanScreen, Then]:
     return ResultScreen(values.PLANNED), nothing
 
 
-@case("result-serve")
+def server(**known: Any) -> Callable[[], serving.ServingChanged]:
+    """A server that is so far."""
+    target = Path("out/report.json")
+    command = "llama-server --model out/example-8b-Q6_K.gguf --ctx-size 8192 --n-gpu-layers 33 --port 8080"
+    usual = {"server": "llama-server", "model": "example-8b-Q6_K", "command": command, "log": Path("serve-8080.log")}
+    return lambda: serving.ServingChanged(serving.Serving(target=target, **{**usual, **known}))
+
+
+ANSWERING = server(phase=serving.ANSWERS, url="http://127.0.0.1:8080/v1")
+
+
+@case("result-serving")
 def _(bench: Bench) -> tuple[QplanScreen, Then]:
-    return ResultScreen(values.DONE), keys("s")
+    return ResultScreen(values.DONE), told(ANSWERING)
+
+
+@case("serve-loading")
+def _(bench: Bench) -> tuple[QplanScreen, Then]:
+    return ServeScreen(values.DONE), told(server(phase=serving.STARTING))
+
+
+@case("serve-full")
+def _(bench: Bench) -> tuple[QplanScreen, Then]:
+    Path("serve-8080.log").write_text("loading the model\nlistening on http://127.0.0.1:8080\n")
+    return ServeScreen(values.DONE), told(ANSWERING)
+
+
+@case("serve-empty")
+def _(bench: Bench) -> tuple[QplanScreen, Then]:
+    return ServeScreen(values.DONE), told(server(phase=serving.STOPPED))
+
+
+@case("serve-error")
+def _(bench: Bench) -> tuple[QplanScreen, Then]:
+    return ServeScreen(values.DONE), told(server(phase=serving.FAILED, error=REFUSED))
 
 
 @case("frontier-full")
@@ -389,6 +434,23 @@ def test_the_screen_looks_as_it_did(name: str, size: str, bench: Bench, request:
         path.write_text(shown[0])
     assert path.is_file(), "there is no snapshot yet: run with --update-snapshots and look at it"
     assert shown[0] == path.read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.endswith("-full")])
+def test_every_screen_is_whole_at_every_size(name: str, bench: Bench) -> None:
+    screen, then = CASES[name](bench)
+
+    async def script(pilot: Any, app: Wizard) -> None:
+        await then(pilot, app)
+        for width, height in ((200, 60), (100, 30), (80, 24)):
+            await pilot.resize_terminal(width, height)
+            await pilot.pause(0.1)
+            lines = text_of(app).splitlines()
+            assert len(lines) == height and max(map(len, lines)) <= width
+            assert lines[0].startswith(" qplan ") and "Quit" in lines[-1]
+        bench.released.set()
+
+    drive(Showing(screen), script, settled=not name.startswith("run-"))
 
 
 PICTURES = {"wizard-choose": "choose-full", "wizard-result": "result-full"}

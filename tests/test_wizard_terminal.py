@@ -101,9 +101,20 @@ def test_from_start_to_a_verified_demo_model(terminal: Terminal, tmp_path: Path)
     terminal.wait_for(r"quantity +predicted", 400)
     shown = terminal.screen()
     assert "perplexity ratio" in shown and "KL divergence" in shown
+    terminal.keys("s")
+    shown = terminal.wait_for(r"answers at http://127|could not be served", 200)
+    served = "answers at" in shown
+    if not served:  # the extra is not installed
+        assert "missing-dependency" in shown
+    terminal.keys("Escape")
+    terminal.wait_for(r"quantity +predicted")
     terminal.keys("C-q")
+    if served:
+        terminal.wait_for("Stop it and leave")
+        terminal.keys("y")
     said = re.sub(r"\s+", " ", terminal.wait_for(r"left with [05]"))
     assert "qplan plan demo" in said and "qplan apply plan.json --output ." in said
+    assert ("qplan serve report.json" in said) or not served
     assert (tmp_path / "report.json").is_file() and (tmp_path / "report.html").is_file()
     assert list(tmp_path.glob("demo-*.gguf"))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,11 +18,7 @@ if TYPE_CHECKING:
 
     from planner.core.plan import Step
     from planner.execute.receipts import Receipt
-
-
-BYTES_FROM = 1 << 20
-"""Progress that counts further than this counts bytes; tensors and shares are fewer."""
-SECONDS_BETWEEN_LINES = 30.0
+    from planner.workflow.pace import Pace
 
 
 @click.command("apply")
@@ -77,40 +72,6 @@ def command(
     return Exit.DONE if outcome.ok else Exit.OUTSIDE
 
 
-class Pace:
-    """How fast bytes go by, from the first that are told: an earlier run may have done those before."""
-
-    def __init__(self) -> None:
-        self._first: float | None = None
-        self._done = 0.0
-        self._began = self._said = time.monotonic()
-
-    def see(self, done: float) -> None:
-        """So many are done."""
-        if self._first is None:
-            self._first, self._began = done, time.monotonic()
-        self._done = done
-
-    @property
-    def _per_second(self) -> float:
-        seconds = time.monotonic() - self._began
-        return (self._done - (self._first or 0.0)) / seconds if seconds > 0.5 else 0.0
-
-    def rate(self) -> str:
-        """Bytes per second; empty while it is not known."""
-        return f"{format_bytes(self._per_second)}/s" if self._per_second else ""
-
-    def left(self, total: float) -> str:
-        """The time that the rest takes at this rate."""
-        return format_seconds((total - self._done) / self._per_second) if self._per_second else "unknown"
-
-    def is_due(self) -> bool:
-        """Whether half a minute has passed since it last was."""
-        due = time.monotonic() - self._said >= SECONDS_BETWEEN_LINES
-        self._said = time.monotonic() if due else self._said
-        return due
-
-
 class Watching:
     """Progress on stderr: bars on a terminal, a line per step elsewhere."""
 
@@ -130,12 +91,24 @@ class Watching:
                 TimeRemainingColumn(),
             )
             self._bars = Progress(*columns, console=err, transient=True)
-            self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._bars is not None:
             self._bars.stop()
+
+    def downloading(self, what: str) -> Callable[..., None]:
+        """A model is fetched from the hub."""
+        report, there = self._task(f"download {what}"), False
+
+        def tell(done: float, total: float) -> None:
+            nonlocal there
+            report(done, total)
+            if done >= total and not there:
+                there = True
+                self._say(f"download {what}: {format_bytes(total)} are there")
+
+        return tell
 
     def started(self, step: Step) -> Callable[..., None]:
         """A step begins."""
@@ -164,25 +137,28 @@ class Watching:
         return tell
 
     def _task(self, description: str) -> Callable[..., None]:
+        from planner.workflow.pace import Pace
+
         pace = Pace()
         if self._bars is None:
             self._say(description)
             return lambda done, total: self._now_and_then(description, pace, done, total)
+        self._bars.start()  # not before: it would take a question for markup
         for done in self._bars.task_ids:  # one bar at a time; a finished step has its line above
             self._bars.update(done, visible=False)
         bars, task = self._bars, self._bars.add_task(description, total=None, rate="")
 
         def tell(done: float, total: float) -> None:
-            pace.see(done)
-            bars.update(task, completed=done, total=total or None, rate=pace.rate() if total > BYTES_FROM else "")
+            pace.see(done, total)
+            bars.update(task, completed=done, total=total or None, rate=pace.words())
 
         return tell
 
     def _now_and_then(self, description: str, pace: Pace, done: float, total: float) -> None:
         """A line every half minute, where no bar can be drawn."""
-        pace.see(done)
-        if total > BYTES_FROM and pace.is_due():
-            self._say(f"{description}: {done / total:.0%}, {pace.rate()}, {pace.left(total)} left")
+        pace.see(done, total)
+        if total and pace.is_due():
+            self._say(f"{description}: {pace.line()}")
 
     def _say(self, text: str) -> None:
         if self._bars is not None:

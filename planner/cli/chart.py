@@ -10,9 +10,8 @@ from rich.text import Text
 
 from planner.core.units import GIB
 from planner.decide.frontier import Point
+from planner.report.plots import LEAST_PERCENT
 
-LEAST_PERCENT = 0.01
-"""Losses below are drawn here: a ratio's repeatability is 0.1 %."""
 MARKS = {"gguf": "●", "awq": "▲", "gptq": "◆", "bitsandbytes": "■", "none": "○"}
 STYLES = {"gguf": "cyan", "awq": "green", "gptq": "yellow", "bitsandbytes": "magenta", "none": "white"}
 CHOSEN = "★"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from planner.cli.options import existing, json_option, profile_option, workload_options
 from planner.cli.output import console, escape, print_json, table
-from planner.core.errors import Exit, UsageError
+from planner.core.errors import Exit
 from planner.core.units import format_bytes
 from planner.core.wording import short_rate
 from planner.core.workload import Workload
@@ -22,7 +21,6 @@ ROWS = 20
 """Lines of the plot."""
 WIDE = 100
 """On a narrower terminal the ranges give way; ``--json`` and the drawings have them."""
-FORMATS = (".svg", ".html")
 
 
 @click.command("frontier")
@@ -36,12 +34,15 @@ def command(model: str, profile: str | None, workload: Workload, output: str | N
 
     Every way that fits is a point; the recommended one is marked, and those that another beats in all three are dim.
     """
-    from planner.workflow.frontier import document, frontier
+    from planner.workflow.frontier import check_drawing, document, draw, frontier
 
-    path = None if output is None else _checked(existing(output))
+    path = None if output is None else existing(output)
+    if path is not None:
+        check_drawing(path)
     found = frontier(model, workload, profile=profile)
     if path is not None and found.points:
-        _draw(found, path)
+        draw(found, path)
+        click.echo(f"wrote {path}", err=True)
     if as_json:
         print_json(document(found))
     elif found.points:
@@ -51,27 +52,6 @@ def command(model: str, profile: str | None, workload: Workload, output: str | N
 
         show_recommendation(found.answer, verbose=False)
     return Exit.DONE if found.points else Exit.NOTHING_FITS
-
-
-def _checked(path: Path) -> Path:
-    """The path, if its ending is one that can be drawn and its folder is there.
-
-    Raises:
-        UsageError: naming what would do.
-    """
-    if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"{path.name} is no drawing qplan makes", hint=f"end it in {' or '.join(FORMATS)}")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"there is no folder {path.absolute().parent}", hint="make it first")
-    return path
-
-
-def _draw(found: Frontier, path: Path) -> None:
-    from planner.cli.chart_svg import html, svg
-    from planner.core.codec import write_atomically
-
-    write_atomically(path, svg(found) + "\n" if path.suffix.lower() == ".svg" else html(found))
-    click.echo(f"wrote {path}", err=True)
 
 
 def show(found: Frontier) -> None:

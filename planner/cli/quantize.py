@@ -67,12 +67,9 @@ def command(
         assume_yes=yes,
         confirm=click.confirm if sys.stdin.isatty() and not as_json else None,
     )
-    prepared = prepare(options)
-    if dry_run:
-        told = document(prepared, None, None)
-    else:
-        with Watching() as watcher:
-            told = quantize(prepared, watcher)
+    with Watching() as watcher:
+        prepared = prepare(options, watcher)
+        told = document(prepared, None, None) if dry_run else quantize(prepared, watcher)
     print_json(told) if as_json else _show(told)
     return Exit.DONE
 

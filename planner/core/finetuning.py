@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from planner.core.candidate import Rejection
 from planner.core.estimates import Prediction
-from planner.core.hardware import STRICT
+from planner.core.strict import STRICT
 
 NF4, SIXTEEN_BIT = "nf4", "16bit"
 BASES = (NF4, SIXTEEN_BIT)

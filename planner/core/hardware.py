@@ -8,7 +8,8 @@ import os
 from dataclasses import dataclass
 from typing import ClassVar
 
-STRICT = {"extra": "forbid"}
+from planner.core.strict import STRICT as STRICT
+
 ASSUMED = "assumed"
 """How the basis of a bandwidth begins that nobody measured or published for this machine."""
 

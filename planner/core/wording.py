@@ -68,8 +68,9 @@ def short_rate(value: float) -> str:
 
 
 def short_percent(ratio: float) -> str:
-    """A perplexity ratio as a change in percent for a table: ``+1.2``."""
-    return f"{100 * (ratio - 1):+.1f}"
+    """A perplexity ratio as a change in percent for a table: ``+1.2``, ``+764``."""
+    percent = 100 * (ratio - 1)
+    return f"{percent:+.1f}" if percent < 100 else f"{percent:+.0f}"
 
 
 def layers_cell(gpu_layers: int, cpu_expert_layers: int) -> str:

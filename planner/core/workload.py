@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from planner.core.finetuning import FinetuneWish
-from planner.core.hardware import STRICT
+from planner.core.strict import STRICT
 
 OBJECTIVES = ("balanced", "quality", "speed", "memory", "finetune")
 KV_TYPES = ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "f32")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from planner.core.errors import InputError, MissingDependency, StalePlan
 from planner.core.plan import PlanModel
+from planner.execute import fetch
+from planner.execute.process import Progress, run_child
 
 
 def local_path(model: PlanModel) -> Path | None:
@@ -25,48 +28,34 @@ def local_path(model: PlanModel) -> Path | None:
     raise InputError(f"a model of kind {model.kind!r} has no weights", code="no-weights")
 
 
-def download(model: PlanModel) -> Path:
-    """Fetch the plan's files, and no others, into the hub's cache; its directory there.
+def missing_bytes(model: PlanModel) -> int | None:
+    """Bytes of a hub's model that must be fetched; ``None`` where only the hub knows which files there are."""
+    if not model.files or importlib.util.find_spec("huggingface_hub") is None:
+        return None
+    return fetch.missing_bytes(model)
 
-    ``HF_HOME``, ``HF_ENDPOINT`` and ``HF_TOKEN`` are respected.
+
+def download(model: PlanModel, *, log: Path, progress: Progress | None = None) -> Path:
+    """Fetch the plan's files, and no others, into the hub's cache, in a child process; where the model lies there.
+
+    Stopped at any moment it leaves nothing half under a final name, and the next call goes on from there. ``HF_HOME``,
+    ``HF_ENDPOINT`` and ``HF_TOKEN`` are respected.
+
+    Args:
+        model: one whose :func:`local_path` is ``None``.
+        log: file for the child's stderr.
+        progress: gets the bytes that are there and all.
 
     Raises:
         MissingDependency: huggingface_hub is not installed.
         InputError: the hub refuses, does not know the repository, or cannot be reached.
+        ExecutionFailed: no room in the cache.
+        Stopped: a person stopped it.
     """
-    try:
-        import huggingface_hub
-        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError:
+    if importlib.util.find_spec("huggingface_hub") is None:
         raise MissingDependency(
             f"{model.name} must be downloaded and huggingface_hub is not installed",
             hint="`pip install 'qplan[hub]'`, or plan for a checkpoint directory of your own",
-        ) from None
-    try:
-        paths = [
-            huggingface_hub.hf_hub_download(model.location, name, revision=model.revision) for name in _names(model)
-        ]
-    except GatedRepoError:
-        raise InputError(
-            f"{model.location} needs its licence accepted",
-            hint=f"accept it on the page of {model.location} and set HF_TOKEN",
-            code="gated-model",
-        ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
-            f"{model.location} could not be downloaded",
-            numbers=str(error).splitlines()[0],
-            hint="a checkpoint directory works without the hub: `qplan plan DIRECTORY`",
-            code="download-failed",
-        ) from None
-    return Path(paths[0]) if model.is_gguf else Path(paths[0]).parent
-
-
-def _names(model: PlanModel) -> list[str]:
-    """The pinned files; for a catalog model, which pins none, those that the hub lists now, top-level ones first."""
-    from planner.models.hub import spec_from_hub
-
-    names = [file.name for file in model.files]
-    if not names:
-        names = [file.name for file in spec_from_hub(model.location).source.files]
-    return sorted(names, key=lambda name: ("/" in name, name))
+        )
+    child = "planner.execute.fetch_child"
+    return Path(run_child(child, model, what="download", log=log, progress=progress)["path"])

@@ -124,7 +124,7 @@ def run_child(
         log.open("wb") as log_file,
         _started(module, log_file, environment, _other(python)) as child,
         _timer(child, timeout_seconds, late),
-        _ended_when(_STOP.get(), child),
+        acting_on_stop(child.kill),
     ):
         answer = _converse(child, request, progress)
         code = child.wait()
@@ -200,7 +200,9 @@ def _timer(child: subprocess.Popen[str], seconds: float | None, late: threading.
 
 
 @contextlib.contextmanager
-def _ended_when(stop: threading.Event | None, child: subprocess.Popen[str]) -> Iterator[None]:
+def acting_on_stop(action: Callable[[], object]) -> Iterator[None]:
+    """Within it, ``action`` is called from another thread once :func:`stoppable`'s event is set."""
+    stop = _STOP.get()
     if stop is None:
         yield
         return
@@ -209,7 +211,7 @@ def _ended_when(stop: threading.Event | None, child: subprocess.Popen[str]) -> I
     def watch() -> None:
         while not over.is_set():
             if stop.wait(_LOOK_SECONDS):
-                child.kill()
+                action()
                 return
 
     threading.Thread(target=watch, daemon=True).start()

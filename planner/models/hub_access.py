@@ -6,7 +6,7 @@ Works with huggingface_hub since 0.30, whose HTTP client was first requests and 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,11 +123,15 @@ class Hub:
         """
         if length <= 0:
             return b""
-        url = self._library.hf_hub_url(repository, name, revision=revision)
-        headers = self._utils.build_hf_headers()
-        headers |= {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
         with self._failures(repository, revision):
-            found = self._stream(url, headers, start, length)
+            found = bytearray()
+            with self._opened(repository, name, revision, f"{start}-{start + length - 1}") as (skipping, pieces):
+                skip = start if skipping else 0
+                for piece in pieces:  # no further than needed, even if the server sends the whole file
+                    found += piece
+                    if len(found) >= skip + length:
+                        break
+            found = found[skip : skip + length]
         if len(found) < length:
             raise InputError(
                 f"{repository} sent less of {name!r} than asked for",
@@ -135,10 +139,33 @@ class Hub:
                 hint="try again",
                 code="hub-unreachable",
             )
-        return found
+        return bytes(found)
 
-    def _stream(self, url: str, headers: dict[str, str], start: int, length: int) -> bytes:
-        """Reads no further than needed even if the server ignores the range and sends the whole file."""
+    def pour(
+        self, repository: str, name: str, revision: str | None, start: int, write: Callable[[bytes], None]
+    ) -> None:
+        """The file ``name`` from byte ``start`` to its end into ``write``, piece by piece.
+
+        Raises:
+            InputError: the request failed, or broke off; ``write`` has had what came until then.
+        """
+        with (
+            self._failures(repository, revision),
+            self._opened(repository, name, revision, f"{start}-") as (skipping, pieces),
+        ):
+            skip = start if skipping else 0
+            for piece in pieces:
+                if skip < len(piece):
+                    write(piece[skip:])
+                skip = max(skip - len(piece), 0)
+
+    @contextmanager
+    def _opened(
+        self, repository: str, name: str, revision: str | None, span: str
+    ) -> Iterator[tuple[bool, Iterator[bytes]]]:
+        """A request for the bytes ``span``: whether the server sends the whole file instead, and what comes."""
+        url = self._library.hf_hub_url(repository, name, revision=revision)
+        headers = self._utils.build_hf_headers() | {"Range": f"bytes={span}", "Accept-Encoding": "identity"}
         session = self._utils.get_session()
         if callable(getattr(session, "stream", None)):  # httpx; a flag in requests
             opened = session.stream("GET", url, headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=True)
@@ -148,14 +175,8 @@ class Hub:
             if response.status_code >= 400 and hasattr(response, "read"):
                 response.read()  # httpx gives no error text before
             self._utils.hf_raise_for_status(response)
-            skip = 0 if response.status_code == 206 else start
             pieces = response.iter_bytes() if hasattr(response, "iter_bytes") else response.iter_content(1 << 16)
-            found = bytearray()
-            for piece in pieces:
-                found += piece
-                if len(found) >= skip + length:
-                    break
-        return bytes(found[skip : skip + length])
+            yield response.status_code != 206, pieces
 
     @contextmanager
     def _failures(self, repository: str, revision: str | None) -> Iterator[None]:

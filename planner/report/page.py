@@ -19,7 +19,7 @@ from planner.core.measurement import (
 )
 from planner.core.units import format_bytes, format_count, format_rate
 from planner.core.wording import TITLES, machine_line, placement_line, quantity
-from planner.report import charts
+from planner.report import charts, plots
 from planner.report.bits import Bits
 from planner.report.document import Point, Range, Report, StepDone
 
@@ -54,7 +54,6 @@ class Run:
 def report_page(run: Run) -> str:
     """The page of one run."""
     report = run.report
-    plots = [plot for by_speed in (False, True) if (plot := charts.frontier(report.candidates, by_speed=by_speed))]
     decoded = [taken for taken in report.measurements if taken.quantity == DECODE]
     devices = (*report.plan.estimate.memory.devices, report.plan.estimate.memory.host) if report.plan else ()
     return _render(
@@ -70,13 +69,14 @@ def report_page(run: Run) -> str:
         bases=_bases(report),
         plan_facts=_plan_facts(report),
         memory=charts.memory_bars(devices),
-        plots=plots,
+        plots=_trade_offs(report.candidates),
+        no_plots=_no_plots(),
         frontier_rows=[p for p in report.candidates if p.pareto or p.chosen],
         bits=run.bits,
         bits_note=run.bits_note,
         bit_map=charts.bit_map(run.bits) if run.bits else None,
         artifact_name=Path(report.artifact).name,
-        depth=charts.by_depth(report.speed_by_depth, decoded),
+        depth=plots.by_depth(report.speed_by_depth, decoded),
         machine_facts=_machine_facts(report),
         sources=_sources(report),
     )
@@ -85,16 +85,32 @@ def report_page(run: Run) -> str:
 def compare_page(runs: Sequence[Run]) -> str:
     """The page of several runs."""
     points = [point for run in runs if (point := _measured_point(run))]
-    plots = [plot for by_speed in (False, True) if (plot := charts.frontier(points, by_speed=by_speed))]
     machines = dict.fromkeys(machine_line(run.report.hardware) for run in runs if run.report.hardware)
     return _render(
         "compare.html",
         title=f"{len(runs)} runs compared",
         rows=[_compare_row(run) for run in runs],
         quantities=QUANTITIES,
-        plots=plots,
+        plots=_trade_offs(points),
+        no_plots=_no_plots(),
         machines=list(machines),
     )
+
+
+def frontier_page(title: str, points: Sequence[Point], beaten_by: Sequence[str]) -> str:
+    """All ways to run a model, drawn and as a table; ``beaten_by`` names for each what is better, or nothing."""
+    rows = list(zip(points, beaten_by, strict=True))
+    return _render("frontier.html", title=title, rows=rows, plots=_trade_offs(points), no_plots=_no_plots())
+
+
+def _trade_offs(points: Sequence[Point]) -> list[plots.Plot]:
+    found = (plots.frontier(points, by_speed=by_speed, id=f"plot{by_speed:d}") for by_speed in (False, True))
+    return [plot for plot in found if plot is not None]
+
+
+def _no_plots() -> str:
+    """What to say where plots would be, if they cannot be drawn."""
+    return "" if plots.installed() else f"Plots are drawn where vl-convert-python is installed: {plots.HINT}."
 
 
 def is_page(text: str) -> bool:

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from planner.core.errors import ExecutionFailed
-from planner.execute.process import PACKAGE_PARENT, ChildDied, crash, last_lines
+from planner.execute.process import PACKAGE_PARENT, ChildDied, acting_on_stop, check_stopped, crash, last_lines
 from planner.runtimes.service import Command, Server
 
 POLL_SECONDS = 0.1
@@ -95,6 +95,8 @@ def run(
 ) -> None:
     """Start the server, call ``announce`` when it answers, and wait until it or this process is asked to end.
 
+    :func:`~planner.execute.process.stoppable`'s event ends it as well.
+
     Args:
         host: address that it listens on.
         log: file for all it prints.
@@ -104,17 +106,26 @@ def run(
     Raises:
         ChildDied: it ended by itself, with the last lines of its log.
         ExecutionFailed: ``timeout``.
+        Interrupted: the event was set; the server has ended.
         KeyboardInterrupt: Ctrl-C; the server has ended.
     """
     reached = f"[{host}]" if ":" in host else {"0.0.0.0": "127.0.0.1"}.get(host, host)
     url = f"http://{reached}:{port}"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(Stopped), _asked_to_end(), log.open("wb") as file, _started(command, file) as child:
+    with (
+        contextlib.suppress(Stopped),
+        _asked_to_end(),
+        log.open("wb") as file,
+        _started(command, file) as child,
+        acting_on_stop(lambda: _end(child)),
+    ):
         _wait_ready(child, url, row, log, timeout_seconds)
         if model_name is not None:
             _first_token(child, url, model_name, row, log)
         announce(Running(url=url, pid=child.pid, log=log))
-        if code := child.wait():
+        code = child.wait()
+        check_stopped()
+        if code:
             raise _died(code, row, log)
 
 
@@ -149,7 +160,7 @@ def _started(command: Command, log: object) -> Iterator[subprocess.Popen[bytes]]
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,  # Ctrl-C reaches it through us, and its workers with it
-            preexec_fn=_end_with_parent if sys.platform.startswith("linux") else None,
+            preexec_fn=_end_with_parent(),
         )
     except OSError as error:
         raise ExecutionFailed(
@@ -161,9 +172,15 @@ def _started(command: Command, log: object) -> Iterator[subprocess.Popen[bytes]]
         _end(child)
 
 
-def _end_with_parent() -> None:
-    """In the child: ask the kernel for SIGTERM when this process dies, however it dies (Linux, prctl(2))."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _end_with_parent() -> Callable[[], object] | None:
+    """For the child to call: ask the kernel for SIGTERM when this thread dies, however it dies (Linux, prctl(2)).
+
+    The library is opened here: between fork and exec of a program with threads nothing may take a lock.
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -182,6 +199,7 @@ def _wait_ready(child: subprocess.Popen[bytes], url: str, row: Server, log: Path
     deadline = time.monotonic() + timeout_seconds
     while True:
         ready, code = _answers(url + row.ready), child.poll()
+        check_stopped()
         if code is not None:  # and if something answers, it is not this server
             raise _died(code, row, log)
         if ready:
@@ -216,6 +234,7 @@ def _first_token(child: subprocess.Popen[bytes], url: str, model: str, row: Serv
         with _OPENER.open(asked, timeout=FIRST_TOKEN_SECONDS):
             return
     except (OSError, urllib.error.URLError) as error:
+        check_stopped()
         with contextlib.suppress(subprocess.TimeoutExpired):
             raise _died(child.wait(GRACE_SECONDS), row, log) from None
         raise ExecutionFailed(

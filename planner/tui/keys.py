@@ -12,7 +12,7 @@ APP: list[BindingType] = [
 ]
 STEP: list[BindingType] = [
     Binding("escape", "back", "Back", id="step.back"),
-    Binding("ctrl+n", "forward", "Next", id="step.forward", show=False, priority=True),
+    Binding("ctrl+n", "forward", "Next", id="step.forward", priority=True),
 ]
 HARDWARE: list[BindingType] = [Binding("r", "again", "Look again", id="hardware.again")]
 MODEL: list[BindingType] = [Binding("ctrl+o", "browse", "Open files", id="model.browse", priority=True)]
@@ -36,6 +36,10 @@ RESULT: list[BindingType] = [
     Binding("c", "compare", "Compare", id="result.compare"),
     Binding("n", "new", "New", id="result.new"),
 ]
+SERVE: list[BindingType] = [
+    Binding("x", "stop", "Stop", id="serve.stop"),
+    Binding("r", "again", "Start again", id="serve.again"),
+]
 
 TABLE: dict[str, list[BindingType]] = {
     "everywhere": APP,
@@ -46,6 +50,7 @@ TABLE: dict[str, list[BindingType]] = {
     "Review": REVIEW,
     "Run": RUN,
     "Result": RESULT,
+    "Serve": SERVE,
 }
 
 

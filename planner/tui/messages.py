@@ -97,6 +97,14 @@ class Planned(Message):
         self.plan = plan
 
 
+class DownloadBegan(Message):
+    """A model of the hub is being fetched."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+
 class StepBegan(Message):
     """A step of the plan, or the measuring (``None``), begins."""
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from planner.core.codec import canonical_json, decode, read_json, write_atomically
 from planner.core.data import home
 from planner.core.errors import InputError
-from planner.core.hardware import STRICT
+from planner.core.strict import STRICT
 from planner.tui import keys
 
 DARK, LIGHT = "textual-dark", "textual-light"
@@ -35,6 +34,8 @@ def load() -> Settings:
     """The settings; the usual ones where there are none or they are damaged."""
     if not path().is_file():
         return Settings()
+    from planner.core.codec import decode, read_json  # not before the first frame where nobody set anything
+
     try:
         found = decode(Settings, read_json(path()), what=str(path()))
     except InputError:
@@ -48,4 +49,6 @@ def save(settings: Settings) -> None:
     Raises:
         InputError: they cannot be written.
     """
+    from planner.core.codec import canonical_json, write_atomically
+
     write_atomically(path(), canonical_json(settings) + "\n")

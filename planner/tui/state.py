@@ -39,6 +39,8 @@ class State:
     """The plan is in ``plan_path``."""
     output: Path = Path()
     outcome: Outcome | None = None
+    served: bool = False
+    """A server of the result was started."""
 
     def but(self, **changes: Any) -> State:
         """A copy with changes."""
@@ -65,4 +67,7 @@ class State:
         planned = command_line.plan_line(self.model_text, self.workload, self.profile, self.candidate, self.plan_path)
         if self.outcome is None and not self.saved:
             return (planned,)
-        return (planned, command_line.apply_line(self.plan_path, self.output))
+        lines = (planned, command_line.apply_line(self.plan_path, self.output))
+        if not self.served or self.outcome is None or self.outcome.report_path is None:
+            return lines
+        return (*lines, command_line.serve_line(self.outcome.report_path))

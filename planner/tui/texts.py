@@ -24,7 +24,7 @@ from planner.core.wording import (
 )
 
 COLUMNS = ("type", "file", "memory", "decode t/s", "perplexity %", "layers", "KV", "", "score")
-NARROW = ("type", "file", "decode t/s", "perplexity %", "layers", "KV", "")
+NARROW = ("type", "file", "decode t/s", "perplexity %", "layers")
 """Columns of the table of candidates on a terminal below 100 columns."""
 
 

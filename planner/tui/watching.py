@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from textual.message import Message
 
 from planner.core.errors import Interrupted
-from planner.tui.messages import Progressed, StepBegan, StepEnded
+from planner.tui.messages import DownloadBegan, Progressed, StepBegan, StepEnded
 
 if TYPE_CHECKING:
     from planner.core.plan import Step
@@ -34,6 +34,11 @@ class Watching:
     def __init__(self, post: Callable[[Message], object], stop: threading.Event) -> None:
         self._post = post
         self._stop = stop
+
+    def downloading(self, what: str) -> Callable[..., None]:
+        """A model of the hub is fetched; its progress comes in bytes."""
+        self._post(DownloadBegan(what))
+        return lambda done, total: self._tell(float(done), float(total or 0), "")
 
     def started(self, step: Step) -> Callable[..., None]:
         """A step begins; its progress comes in any unit."""

@@ -30,7 +30,10 @@ REPORT = reporting.REPORT
 
 
 class Watcher(runner.Observer, Protocol):
-    """Who is told how an apply goes, the measuring included."""
+    """Who is told how an apply goes, the download and the measuring included."""
+
+    def downloading(self, what: str) -> Callable[..., None]:
+        """A model is fetched from the hub; the returned function gets the bytes that are there and all."""
 
     def measuring(self) -> Callable[[str, float], None]:
         """The verification begins; the returned function gets what is measured and the fraction done."""
@@ -107,13 +110,18 @@ def apply(plan: Plan, options: ApplyOptions, watcher: Watcher) -> Outcome:
             if not (output / reporting.PAGE).exists():
                 reporting.write_report_page(str(output))
             return Outcome(report=done, report_path=output / REPORT, nothing_to_do=True)
-        place = _workplace(plan, options, here)
+        place = _workplace(plan, options, here, watcher)
         steps = runner.pending(plan, output, reference_needed=True)
         made = runner.run_steps(plan, steps, place, watcher)
         remember(step_report.measurements(plan, model_of(plan), here, made, steps, place.threads))
         report = _verify_plan(plan, place, here, made, options, watcher)
         removed = () if options.keep_intermediate else runner.clean_up(plan, place)
     return Outcome(report=report, report_path=output / REPORT, removed=removed)
+
+
+def needs_download(plan: Plan) -> bool:
+    """Whether the plan's model comes from the hub."""
+    return plan.model.kind in {"hub", "catalog"}
 
 
 def finished(plan: Plan, output: Path) -> dict[str, Any] | None:
@@ -128,11 +136,12 @@ def finished(plan: Plan, output: Path) -> dict[str, Any] | None:
     return report if receipts.valid(output, step, receipts.keys(plan)[step.name]) else None
 
 
-def _workplace(plan: Plan, options: ApplyOptions, here: HardwareProfile) -> runner.Workplace:
+def _workplace(plan: Plan, options: ApplyOptions, here: HardwareProfile, watcher: Watcher) -> runner.Workplace:
     model = obtain.local_path(plan.model)
     if model is None:
         confirm_download(plan.model, assume_yes=options.assume_yes, confirm=options.confirm)
-        model = obtain.download(plan.model)
+        log = options.output / receipts.FOLDER / "download.log"
+        model = obtain.download(plan.model, log=log, progress=watcher.downloading(plan.model.location))
         preflight.check_model_files(plan, model, hash_weights=not gguf_in_one_pass(plan))
     return runner.Workplace(
         output=options.output,
@@ -164,14 +173,15 @@ def tensor_types(checkpoint: Path, variant: Variant) -> dict[str, str]:
 
 
 def confirm_download(model: PlanModel, *, assume_yes: bool, confirm: Callable[[str], bool] | None) -> None:
-    """Ask before fetching gigabytes.
+    """Ask before fetching gigabytes; what is in the hub's cache already needs no question.
 
     Raises:
         NeedsConfirmation: there is nobody to ask, or the answer was no.
     """
-    if assume_yes:
+    missing = obtain.missing_bytes(model)
+    if assume_yes or missing == 0:
         return
-    size = sum(file.size_bytes for file in model.files) or 2 * model.parameter_count
+    size = 2 * model.parameter_count if missing is None else missing
     question = f"Download {model.location}, about {format_bytes(size)}?"
     if confirm is None or not confirm(question):
         raise NeedsConfirmation(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from planner.core.candidate import Candidate
 from planner.core.workload import Workload
+
+if TYPE_CHECKING:
+    from planner.core.candidate import Candidate
 
 
 def recommend_line(model: str, workload: Workload, profile: str | None) -> str:
@@ -26,6 +29,11 @@ def plan_line(model: str, workload: Workload, profile: str | None, candidate: Ca
 def apply_line(path: Path, output: Path) -> str:
     """``qplan apply PLAN --output DIR``."""
     return shlex.join(["qplan", "apply", str(path), "--output", str(output)])
+
+
+def serve_line(target: Path) -> str:
+    """``qplan serve REPORT``."""
+    return shlex.join(["qplan", "serve", str(target)])
 
 
 def _options(workload: Workload, profile: str | None, leave_out: tuple[str, ...] = ()) -> list[str]:

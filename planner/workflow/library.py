@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.core.errors import QplanError
@@ -87,3 +90,22 @@ def executable(candidate: Candidate) -> bool:
     from planner import methods
 
     return methods.row(candidate.variant.method).executable
+
+
+def question_line(url: str, model: str) -> str:
+    """A command that asks a served model something."""
+    said = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
+    return shlex.join(["curl", f"{url}/chat/completions", "-H", "Content-Type: application/json", "-d", said])
+
+
+def log_since(path: Path, start: int) -> tuple[str, int]:
+    """What a log has from byte ``start`` on, and where it ends now; nothing where it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            if path.stat().st_size < start:  # begun anew
+                start = 0
+            stream.seek(start)
+            found = stream.read()
+    except OSError:
+        return "", start
+    return found.decode("utf-8", errors="replace"), start + len(found)

@@ -28,6 +28,9 @@ from planner.workflow.survey import calibration_of, survey
 class Watcher(Protocol):
     """Who is told how it goes."""
 
+    def downloading(self, what: str) -> Callable[..., None]:
+        """A model is fetched from the hub; the returned function gets the bytes that are there and all."""
+
     def started(self, step: Step) -> Callable[..., None]:
         """The work begins; the returned function gets the bytes done and in all."""
 
@@ -65,8 +68,8 @@ class Prepared:
     """Of each file."""
 
 
-def prepare(options: QuantizeOptions) -> Prepared:
-    """Decide what is made and predict what it takes.
+def prepare(options: QuantizeOptions, watcher: Watcher) -> Prepared:
+    """Decide what is made and predict what it takes; a model of the hub is fetched first.
 
     Raises:
         UsageError: a type does not exist, or the model is no checkpoint.
@@ -78,7 +81,7 @@ def prepare(options: QuantizeOptions) -> Prepared:
 
     _check_options(options)
     model = models.resolve(options.model)
-    directory = _checkpoint(model, options)
+    directory = _checkpoint(model, options, watcher)
     variants = _variants(options)
     here = survey(output=options.output if options.output.is_dir() else options.output.absolute().parent)
     threads = options.threads or here.cpu.inference_threads()
@@ -144,7 +147,7 @@ def _read_recipe(path: Path) -> tuple[tuple[str, str], ...]:
     return recipe
 
 
-def _checkpoint(model: ModelSpec, options: QuantizeOptions) -> Path:
+def _checkpoint(model: ModelSpec, options: QuantizeOptions, watcher: Watcher) -> Path:
     from planner.workflow.applying import confirm_download
     from planner.workflow.planning import conversion_note, plan_model
 
@@ -165,7 +168,9 @@ def _checkpoint(model: ModelSpec, options: QuantizeOptions) -> Path:
     found = obtain.local_path(pinned)
     if found is None:
         confirm_download(pinned, assume_yes=options.assume_yes, confirm=options.confirm)
-        found = obtain.download(pinned)
+        with tempfile.TemporaryDirectory(prefix="qplan-") as folder:
+            tell = watcher.downloading(pinned.location)
+            found = obtain.download(pinned, log=Path(folder) / "log", progress=tell)
     return found
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,9 @@ from typing import Any
 from planner.core.candidate import KernelUse
 from planner.core.codec import read_json
 from planner.core.data import home
-from planner.core.errors import InputError, MissingDependency
+from planner.core.errors import ExecutionFailed, InputError, MissingDependency
 from planner.core.hardware import HardwareProfile
-from planner.execute.process import ChildDied
+from planner.execute.process import ChildDied, stoppable
 from planner.runtimes import kernels
 from planner.runtimes.commands import command, default_server
 from planner.runtimes.service import (
@@ -37,6 +38,8 @@ from planner.workflow.applying import REPORT
 from planner.workflow.serve_target import Options, service_of
 from planner.workflow.survey import survey
 
+TIMEOUT_SECONDS = 1800.0
+"""A large model is read from a slow disk within it."""
 PYTHON_SERVER = "llama-cpp-python"
 _PYTHON_SERVER_PACKAGES = ("llama_cpp", "uvicorn", "fastapi", "sse_starlette", "starlette_context", "pydantic_settings")
 NO_REPACK = (
@@ -190,26 +193,53 @@ def _exposure(options: Options) -> tuple[str, ...]:
     return (f"it listens on {where}: whoever reaches it can use the model, and nothing is asked for a password",)
 
 
+def usual_port() -> int:
+    """The port that a server has unless told otherwise; 0, for a free one, where somebody has it already."""
+    try:
+        serving.check_port(HOST, PORT)
+    except ExecutionFailed:
+        return 0
+    return PORT
+
+
+def log_path(prepared: Prepared) -> Path:
+    """Where the server's own words go."""
+    return home() / "logs" / f"serve-{prepared.service.port or PORT}.log"
+
+
 def start(
-    prepared: Prepared, announce: Callable[[serving.Running], None], tell: Callable[[str], None], timeout_seconds: float
+    prepared: Prepared,
+    announce: Callable[[serving.Running], None],
+    tell: Callable[[str], None],
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    stop: threading.Event | None = None,
 ) -> None:
     """Run the server until it or this process is asked to end; once more without repacking where llama.cpp faults.
 
+    Args:
+        prepared: what to run.
+        announce: called when it answers.
+        tell: called with what a person should know.
+        timeout_seconds: it must answer within this.
+        stop: set by another thread, it ends the server.
+
     Raises:
         ExecutionFailed: the port is taken, the server died, or it does not answer.
+        Interrupted: ``stop`` was set.
         KeyboardInterrupt: Ctrl-C.
     """
     service = prepared.service
     host, port = service.host or HOST, service.port or PORT
     serving.check_port(host, port)
-    try:
-        _run(prepared, host, port, announce, timeout_seconds)
-    except ChildDied as error:
-        if service.variant.format != "gguf" or not service.repack or error.signal_number not in FAULTS:
-            raise
-        tell(NO_REPACK)
-        again = dataclasses.replace(prepared, service=dataclasses.replace(service, repack=False))
-        _run(again, host, port, announce, timeout_seconds)
+    with stoppable(stop):
+        try:
+            _run(prepared, host, port, announce, timeout_seconds)
+        except ChildDied as error:
+            if service.variant.format != "gguf" or not service.repack or error.signal_number not in FAULTS:
+                raise
+            tell(NO_REPACK)
+            again = dataclasses.replace(prepared, service=dataclasses.replace(service, repack=False))
+            _run(again, host, port, announce, timeout_seconds)
 
 
 def _run(
@@ -220,7 +250,7 @@ def _run(
         prepared.server,
         host=host,
         port=port,
-        log=home() / "logs" / f"serve-{port}.log",
+        log=log_path(prepared),
         announce=announce,
         timeout_seconds=timeout_seconds,
         model_name=prepared.service.name if prepared.server.name == PYTHON_SERVER else None,

@@ -23,6 +23,8 @@ class QplanScreen(Screen[None]):
     """A screen of the wizard with its title, its body and a footer."""
 
     TITLE_TEXT: ClassVar[str] = ""
+    LEADS_ON: ClassVar[bool] = False
+    """There is a step after it."""
     BINDINGS = keys.STEP
 
     def __init__(self, state: State) -> None:
@@ -61,9 +63,11 @@ class QplanScreen(Screen[None]):
         """To the next screen, if this one is done."""
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """There is nothing before the first screen."""
+        """There is nothing before the first screen, and not after each a next one."""
+        if action == "forward" and not self.LEADS_ON:
+            return False
         stack = self.app.screen_stack
-        if action == "back" and self in stack and stack.index(self) <= 1:
+        if action == "back" and self in stack and stack.index(self) < 1:
             return False
         return super().check_action(action, parameters)
 

@@ -53,6 +53,7 @@ class ChooseScreen(QplanScreen):
     """The fourth step."""
 
     TITLE_TEXT = "Choose"
+    LEADS_ON = True
     BINDINGS = keys.CHOOSE
 
     def __init__(self, state: State) -> None:
@@ -95,6 +96,8 @@ class ChooseScreen(QplanScreen):
             table.add_column(name, key=name)
         for candidate in self._rows:
             cells = texts.candidate_cells(candidate)
+            if "" not in self._columns():  # the mark needs no column of its own
+                cells["type"].append(f" {cells['']}")
             table.add_row(*(cells[name] for name in self._columns()))
         at = next((n for n, candidate in enumerate(self._rows) if candidate.variant == kept), 0)
         table.move_cursor(row=at)
@@ -103,7 +106,7 @@ class ChooseScreen(QplanScreen):
             Content.assemble(
                 (f" {answer.workload.context:,} tokens", "bold"),
                 f" · KV cache {kv} · {len(self._rows)} fit, {len(decision.rejected)} rejected",
-                *((f" · {note}", "$text-warning") for note in answer.notes),
+                *((f" · {note}", "$text-warning") for note in answer.notes if self.size.width >= WIDE),
             )
         )
         self._show(at)

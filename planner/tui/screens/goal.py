@@ -66,6 +66,7 @@ class GoalScreen(QplanScreen):
     """The third step."""
 
     TITLE_TEXT = "Goal"
+    LEADS_ON = True
 
     def __init__(self, state: State) -> None:
         super().__init__(state)
@@ -93,12 +94,20 @@ class GoalScreen(QplanScreen):
                 Static("", id="goal-error"),
                 id="form",
             ),
-            Vertical(Static("", id="effect"), MemoryBars(id="goal-memory"), classes="card", id="goal-effect"),
+            Vertical(
+                Static("", id="effect"),
+                MemoryBars(id="goal-memory"),
+                Static("", id="effect-notes"),
+                classes="card",
+                id="goal-effect",
+            ),
             classes="columns",
         )
 
     def on_mount(self) -> None:
         """The effect of what is given already."""
+        self.query_one("#goal-effect").border_title = "what it leads to"
+        self.query_one("#goal-effect").border_subtitle = "Enter shows all ways"
         self.query_one("#context", Input).focus()
         self.call_after_refresh(self._ask)
 
@@ -166,6 +175,7 @@ class GoalScreen(QplanScreen):
         parts = " · ".join(part for part in (error.what, error.numbers, error.hint) if part)
         self.query_one("#goal-error", Static).update(Content.assemble((parts, "$text-error")))
         self.query_one("#effect", Static).update("")
+        self.query_one("#effect-notes", Static).update("")
         self.query_one(MemoryBars).show(())
 
     def on_failed(self, message: Failed) -> None:
@@ -180,6 +190,7 @@ class GoalScreen(QplanScreen):
         self._answer = message.answer
         chosen = message.answer.decision.chosen
         self.query_one("#effect", Static).update(_effect(message.answer))
+        self.query_one("#effect-notes", Static).update(texts.notes(message.answer.notes))
         memory = chosen.estimate.memory if chosen else None
         self.query_one(MemoryBars).show((*memory.devices, memory.host) if memory else ())
 
@@ -218,7 +229,7 @@ def _effect(answer: Recommendation) -> RenderableType:
         lines.append(Text(texts.short_numbers(candidate)))
     count = len(decision.alternatives) + 1
     lines.append(Text(f"{count} fit, {len(decision.rejected)} do not", "dim"))
-    return texts.spaced(Text("\n").join(lines), texts.notes(answer.notes))
+    return texts.spaced(Text("\n").join(lines))
 
 
 def _row(title: str, field: Widget) -> Horizontal:

@@ -1,23 +1,27 @@
-"""Hardware: what was found, its notes, or a captured machine instead."""
+"""Hardware: what was found, its notes, or a captured machine instead.
+
+It is the first screen, so what it needs only once it is painted is imported by the threads that look.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from rich.text import Text
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from planner.core.hardware import HardwareProfile
 from planner.core.units import format_bytes
-from planner.tui import keys, texts
+from planner.tui import keys
 from planner.tui.messages import Forward, HardwareFound, ProfilesFound
 from planner.tui.screens.base import QplanScreen
 from planner.tui.state import State
-from planner.workflow import survey
+
+if TYPE_CHECKING:
+    from planner.core.hardware import HardwareProfile
 
 HERE = "(this machine)"
 LOOKING = "looking at this machine …"
@@ -40,6 +44,7 @@ class HardwareScreen(QplanScreen):
     """The first step. It is painted before anything is looked at."""
 
     TITLE_TEXT = "Hardware"
+    LEADS_ON = True
     BINDINGS = keys.HARDWARE
 
     def __init__(self, state: State) -> None:
@@ -56,20 +61,27 @@ class HardwareScreen(QplanScreen):
 
     def on_mount(self) -> None:
         """Look once the screen is painted."""
-        self.query_one(Machines).focus()
+        self.query_one("#hardware-facts").border_title = "the machine to plan for"
+        machines = self.query_one(Machines)
+        machines.border_title, machines.border_subtitle = "others, captured", "Enter picks, then goes on"
+        machines.focus()
         self.call_after_refresh(self._look, self.state.profile)
-        self.call_after_refresh(self.ask, lambda: ProfilesFound(survey.profiles()), group="profiles")
+        self.call_after_refresh(self.ask, _profiles, group="profiles")
 
     def _look(self, profile: str | None, again: bool = False) -> None:
         self._shown = None
         self.query_one("#facts", Static).update(LOOKING if profile is None else f"reading {profile} …")
-        self.ask(lambda: HardwareFound(survey.survey(profile, measure=True, again=again), profile), group="survey")
+        self.ask(lambda: _found(profile, again), group="survey")
 
     def on_hardware_found(self, message: HardwareFound) -> None:
         """Show the machine; it is what the next step plans for."""
         message.stop()
         self._shown = message.hardware
         self.state = self.state.but(hardware=message.hardware, profile=message.profile)
+        from rich.text import Text
+
+        from planner.tui import texts
+
         found = message.hardware
         self.query_one("#facts", Static).update(
             texts.spaced(
@@ -107,6 +119,19 @@ class HardwareScreen(QplanScreen):
         """On to the model, once the machine is known."""
         if self._shown is not None:
             self.post_message(Forward(self.state))
+
+
+def _profiles() -> ProfilesFound:
+    from planner.workflow import survey
+
+    return ProfilesFound(survey.profiles())
+
+
+def _found(profile: str | None, again: bool) -> HardwareFound:
+    import planner.tui.texts  # noqa: F401  # here, so that showing what was found waits for no import
+    from planner.workflow import survey
+
+    return HardwareFound(survey.survey(profile, measure=True, again=again), profile)
 
 
 def _size(hardware: HardwareProfile) -> str:

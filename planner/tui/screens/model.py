@@ -50,6 +50,7 @@ class ModelScreen(QplanScreen):
     """The second step."""
 
     TITLE_TEXT = "Model"
+    LEADS_ON = True
     BINDINGS = keys.MODEL
 
     def __init__(self, state: State) -> None:
@@ -69,6 +70,9 @@ class ModelScreen(QplanScreen):
 
     def on_mount(self) -> None:
         """The catalog is read once the screen is painted."""
+        self.query_one("#models").border_title = "catalog"
+        self.query_one("#models").border_subtitle = "Enter takes it"
+        self.query_one("#model-card").border_title = "the model"
         self.query_one(ModelInput).focus()
         self.call_after_refresh(self._search)
 
@@ -88,9 +92,10 @@ class ModelScreen(QplanScreen):
         listed = self.query_one("#models", OptionList)
         listed.clear_options()
         names = [entry.name for entry in message.entries]
-        if message.text and (library.names_itself(message.text) or not names):
+        known = names or STRAIGHT.startswith(message.text.lower())
+        if message.text and (library.names_itself(message.text) or not known):
             listed.add_option(Option(Content.assemble("use ", (message.text, "bold"), " as it is"), id=TYPED))
-        if not message.text:
+        if STRAIGHT.startswith(message.text.lower()):
             listed.add_option(Option(Content.assemble(f"{STRAIGHT:<26}", ("  5.8 M", "$text-muted")), id=STRAIGHT))
         for entry in message.entries:
             size = f"{format_count(entry.parameter_count):>8}" if entry.parameter_count else " " * 8

@@ -6,13 +6,14 @@ import os
 import sys
 import webbrowser
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.text import Text
-from textual.containers import VerticalScroll
+from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.widget import Widget
-from textual.widgets import DataTable, Static
+from textual.widgets import Button, DataTable, Static
 
 from planner.core.units import format_seconds
 from planner.core.wording import TITLES, quantity
@@ -21,11 +22,14 @@ from planner.tui import keys, texts
 from planner.tui.messages import Again
 from planner.tui.screens.base import QplanScreen
 from planner.tui.screens.compare import CompareScreen
-from planner.tui.screens.dialogs import Page
 from planner.tui.state import State
-from planner.workflow import library
+
+if TYPE_CHECKING:
+    from planner.tui.serving import Serving
 
 COLUMNS = ("quantity", "predicted", "95 % range", "measured", "ratio", "verdict")
+NEXT = {"serve": "Serve it", "open": "Open the report", "compare": "Compare", "new": "Another model"}
+"""What comes next: each has a key as well."""
 WIDE = 90
 """From this width there is a column for the ratio."""
 VERDICTS = {True: "$text-success", False: "$text-error", None: "$text-warning"}
@@ -59,7 +63,9 @@ class ResultScreen(QplanScreen):
         """The verdict, the table, what else there is to know."""
         yield Static("", id="result-head")
         yield Verdicts(id="verdicts", cursor_type="row", zebra_stripes=True)
+        yield Static("", id="result-serving")
         yield VerticalScroll(Static("", id="result-notes"), classes="card", id="result-card")
+        yield Horizontal(*(Button(words, id=id_, compact=True) for id_, words in NEXT.items()), classes="buttons")
 
     def on_mount(self) -> None:
         """Show the report."""
@@ -76,6 +82,21 @@ class ResultScreen(QplanScreen):
             table.add_row(*(Text(cells[n], justify="right" if 0 < n < 5 else "left") for n in kept))
         self.query_one("#result-head", Static).update(_head(report))
         self.query_one("#result-notes", Static).update(self._foot(report))
+
+        self.watch(self.app, "serving", self._show_serving)
+
+    def _show_serving(self, found: Serving | None) -> None:
+        line = self.query_one("#result-serving", Static)
+        line.display = found is not None
+        if found is not None:
+            from planner.tui.screens.serve import headline
+
+            line.update(headline(found))
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        """What comes next, by mouse or Enter."""
+        actions = {"serve": self.action_serve, "compare": self.action_compare, "open": self.action_open_report}
+        actions.get(str(event.button.id), self.action_new)()
 
     def _foot(self, report: Report) -> RenderableType:
         page = self.state.outcome.page_path if self.state.outcome else None
@@ -94,12 +115,12 @@ class ResultScreen(QplanScreen):
             self.notify(f"no browser to open it here; the page is {page}", markup=False)
 
     def action_serve(self) -> None:
-        """The commands that run the result."""
-        candidate, model = self.state.candidate, self.state.model
-        if candidate is None or model is None:
-            return
-        commands = library.commands(model, candidate).items()
-        self.app.push_screen(Page("Run it", texts.spaced(*(texts.titled(n.capitalize(), t) for n, t in commands))))
+        """Start a server for the result, or look at the one that runs."""
+        outcome = self.state.outcome
+        if outcome is not None and outcome.report_path is not None:
+            from planner.tui.screens.serve import ServeScreen
+
+            self.app.push_screen(ServeScreen(self.state))
 
     def action_compare(self) -> None:
         """Beside other runs."""

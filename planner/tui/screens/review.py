@@ -42,6 +42,7 @@ class ReviewScreen(QplanScreen):
     """The fifth step."""
 
     TITLE_TEXT = "Review"
+    LEADS_ON = True
     HELP = """\
 ## Review
 
@@ -70,6 +71,7 @@ Command line: `qplan plan`, `qplan show plan.json`, `qplan check plan.json`.
 
     def on_mount(self) -> None:
         """Plan in a thread: the model's files are pinned by their hashes."""
+        self.query_one("#plan-card").border_title = "the plan"
         self.query_one("#plan-card").focus()
         answer, candidate = self.state.answer, self.state.candidate
         if answer is None or candidate is None:

@@ -11,16 +11,18 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Label, ProgressBar, RichLog, Static
 
-from planner.core.units import format_bytes, format_count, format_seconds
+from planner.core.units import format_bytes, format_seconds
 from planner.core.wording import ranged
 from planner.tui import keys
-from planner.tui.messages import Applied, Failed, Forward, Progressed, StepBegan, StepEnded
+from planner.tui.messages import Applied, DownloadBegan, Failed, Forward, Progressed, StepBegan, StepEnded
 from planner.tui.screens.base import QplanScreen
 from planner.tui.screens.dialogs import Question
 from planner.tui.state import State
 from planner.tui.watching import Asked, Watching
 from planner.workflow import applying
+from planner.workflow.pace import Pace
 
+DOWNLOAD = "download"
 MEASURE = "measure"
 ENOUGH = 0.03
 """Share of a step that must be done before its speed says when it will end."""
@@ -63,11 +65,12 @@ class RunScreen(QplanScreen):
     """The sixth step."""
 
     TITLE_TEXT = "Run"
+    LEADS_ON = True
     HELP = """\
 ## Run
 
 Each step runs in a process of its own and leaves a receipt. **c** stops it at once: nothing half-written is left, and
-**r** goes on after the last finished step. A step that fails says why; the wizard stays.
+**r** goes on where it stopped, a download too. A step that fails says why; the wizard stays.
 
 Command line: `qplan apply plan.json --output DIR`.
 """
@@ -78,12 +81,16 @@ Command line: `qplan apply plan.json --output DIR`.
         self._stop = threading.Event()
         self.running = False
         self._row: StepRow | None = None
-        self._began = 0.0
+        self._pace = Pace()
+        self._agreed = False
+        """To the download."""
 
     def body(self) -> Iterable[Widget]:
         """The steps above the log."""
         plan = self.state.plan
         rows = [StepRow(step.name, str(step.output)) for step in plan.making_steps()] if plan else []
+        if plan is not None and applying.needs_download(plan):
+            rows.insert(0, StepRow(DOWNLOAD, plan.model.location))
         yield Static("", id="run-head")
         yield Vertical(*rows, StepRow(MEASURE, "memory, speed and quality"), id="steps")
         yield RichLog(id="log", wrap=True, markup=False, max_lines=500, min_width=20)
@@ -101,7 +108,9 @@ Command line: `qplan apply plan.json --output DIR`.
         self.running = True
         self._head("running", "c stops it; finished steps are kept")
         watcher = Watching(self.post_message, self._stop)
-        options = applying.ApplyOptions(output=self.state.output, confirm=watcher.confirm, stop=self._stop)
+        options = applying.ApplyOptions(
+            output=self.state.output, assume_yes=self._agreed, confirm=watcher.confirm, stop=self._stop
+        )
         self.ask(lambda: Applied(applying.apply(plan, options, watcher)), group="apply")
         self.refresh_bindings()
 
@@ -111,38 +120,40 @@ Command line: `qplan apply plan.json --output DIR`.
     def _log(self, text: str) -> None:
         self.query_one(RichLog).write(f"{time.strftime('%H:%M:%S')}  {text}")
 
+    def on_download_began(self, message: DownloadBegan) -> None:
+        """The model is fetched."""
+        message.stop()
+        self._begin(DOWNLOAD, "", message.what)
+
     def on_step_began(self, message: StepBegan) -> None:
         """A step, or the measuring, begins."""
         message.stop()
         step = message.step
-        self._row = self.query_one(f"#step-{step.name if step else MEASURE}", StepRow)
-        self._began = time.monotonic()
         expected = step.predicted_seconds if step else None
         said = f"predicted {ranged(expected, format_seconds)}" if expected else ""
-        self._row.show("running", said)
-        self._log(f"{self._row.step_name} begins{', ' * bool(said)}{said}")
+        self._begin(step.name if step else MEASURE, said, said)
+
+    def _begin(self, name: str, words: str, logged: str) -> None:
+        if self._row is not None and self._row.step_name == DOWNLOAD and self._row.state_name == "running":
+            self._row.show("done", self._pace.amount() or "is there already")
+            self._log(f"{DOWNLOAD}: {self._pace.amount() or 'is there already'}")
+        self._row = self.query_one(f"#step-{name}", StepRow)
+        self._pace = Pace(time.monotonic)
+        self._row.show("running", words)
+        self._log(f"{name} begins{', ' * bool(logged)}{logged}")
 
     def on_progressed(self, message: Progressed) -> None:
         """The running step got further."""
         message.stop()
         if self._row is None:
             return
+        self._pace.see(message.done, message.total)
         self._row.advance(message.done, message.total)
         share = message.done / message.total if message.total else 0.0
-        took = time.monotonic() - self._began
-        parts = [message.what, *self._pace(share, took)]
+        left = self._pace.left() if share >= ENOUGH or self._row.step_name == DOWNLOAD else ""
+        ends = "finishing" if share >= 1 else f"{left} left" if left else ""
+        parts = (message.what, ends, self._pace.words())
         self._row.show("running", " · ".join(part for part in parts if part))
-
-    def _pace(self, share: float, took: float) -> tuple[str, ...]:
-        """Time taken, time left and weights per second, once enough is done to tell."""
-        if share < ENOUGH or took <= 0:
-            return ()
-        left = f"{format_seconds(took * (1 - share) / share)} left" if share < 1 else "finishing"
-        times = f"{format_seconds(took)}, {left}"
-        plan = self.state.plan
-        if plan is None or self._row is None or self._row.step_name == MEASURE:
-            return (times,)
-        return times, f"{format_count(share * plan.model.parameter_count / took)} weights/s"
 
     def on_step_ended(self, message: StepEnded) -> None:
         """A step left its receipt."""
@@ -156,7 +167,12 @@ Command line: `qplan apply plan.json --output DIR`.
     def on_asked(self, message: Asked) -> None:
         """The thread waits for a person."""
         message.stop()
-        self.app.push_screen(Question(message.question), message.answer)
+
+        def answered(yes: bool | None) -> None:
+            self._agreed = bool(yes)
+            message.answer(yes)
+
+        self.app.push_screen(Question(message.question), answered)
 
     def on_applied(self, message: Applied) -> None:
         """Done and measured: on to the result."""
@@ -178,6 +194,9 @@ Command line: `qplan apply plan.json --output DIR`.
         if message.error.code == "interrupted":
             message.stop()
             self._head("stopped", "nothing half-written is left; r goes on where it stopped")
+        elif message.error.code == "download-needs-yes":  # a person said no; there is nothing to explain
+            message.stop()
+            self._head("not downloaded", "r asks again")
         else:
             self._head("failed", "r tries again; finished steps are kept")
 
@@ -193,6 +212,8 @@ Command line: `qplan apply plan.json --output DIR`.
             return not self.running and self.state.outcome is None
         if action == "back" and self.running:
             return False
+        if action == "forward":
+            return self.state.outcome is not None
         return super().check_action(action, parameters)
 
     def action_cancel(self) -> None:

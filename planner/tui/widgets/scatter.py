@@ -9,7 +9,7 @@ from textual.widget import Widget
 
 from planner.core.candidate import Candidate
 from planner.core.units import GIB, MIB
-from planner.report.charts import LEAST_PERCENT
+from planner.report.plots import LEAST_PERCENT
 from planner.report.scale import Scale, around
 
 SPEEDS = "▂▄▆█"
