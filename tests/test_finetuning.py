@@ -33,7 +33,7 @@ from planner.workflow.finetuning import adapter_commands, make_plan
 from planner.workflow.planning import load_plan, plan_text
 from planner.workflow.recommend import recommend
 from planner.workflow.survey import survey
-from tests.artifact_fixtures import use_environment
+from tests.artifact_fixtures import environments_home, use_environment
 from tests.conftest import Qplan
 
 ROWS = Path(__file__).parent / "data" / "finetune_memory.csv"
@@ -317,10 +317,13 @@ def test_an_adapter_is_used_with_the_settings_that_it_was_trained_with() -> None
 
 
 @pytest.mark.slow
-def test_peft_trains_and_autograd_keeps_what_the_formulas_say(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_peft_trains_and_autograd_keeps_what_the_formulas_say(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shape = {"hidden": 128, "layers": 2, "ff": 352, "heads": 4, "kv_heads": 2, "vocab": 256}
     configs = [({**shape, "architecture": kind}, 8) for kind in ("llama", "qwen2", "qwen3", "mistral", "gemma2")]
-    python = use_environment("peft", tmp_path_factory.getbasetemp())
+    monkeypatch.setenv("QPLAN_HOME", str(environments_home(tmp_path_factory)))
+    python = use_environment("peft")
     asked = json.dumps([(config_of(row), rank) for row, rank in configs])
     script = Path(__file__).with_name("finetune_counts.py")
     quiet = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
@@ -339,9 +342,10 @@ def test_peft_trains_and_autograd_keeps_what_the_formulas_say(tmp_path_factory: 
 
 @pytest.mark.slow
 def test_the_demo_model_is_fine_tuned_and_judged(
-    qplan: Qplan, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    qplan: Qplan, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use_environment("peft", tmp_path_factory.getbasetemp())
+    monkeypatch.setenv("QPLAN_HOME", str(environments_home(tmp_path_factory)))
+    use_environment("peft")
     data = tmp_path / "code.txt"
     data.write_text(data_path("calibration/code.txt").read_text("utf-8")[:24000])
     wish = ("--steps", "5", "--sequence-length", "128", "--batch", "4", "--learning-rate", "2e-3", "--cpu-only")
