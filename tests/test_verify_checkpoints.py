@@ -29,6 +29,7 @@ from planner.verify.run import run_trial
 from planner.verify.trial import MemoryTrial, Samples, SpeedTrial, TrialRequest, TrialResult
 from planner.workflow import verifying
 from planner.workflow.quality import checkpoint_variant
+from tests.artifact_fixtures import environments_home, use_environment
 from tests.conftest import Qplan
 
 MACHINE = HardwareProfile(
@@ -227,7 +228,7 @@ def test_a_checkpoint_is_measured_with_a_cache_at_a_depth(demo_checkpoint: Path)
 
 @pytest.fixture(scope="session")
 def measured_runs(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Path) -> Path:
-    """A folder of runs: every method whose environment is here, each planned, applied and verified."""
+    """A folder of runs: every method planned, applied and verified."""
     pytest.importorskip("transformers")
     pytest.importorskip("llama_cpp")
     return tmp_path_factory.mktemp("runs")
@@ -246,18 +247,20 @@ CASES = (
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_every_method_is_planned_applied_verified_and_compared(measured_runs: Path, qplan: Qplan) -> None:
-    """Of methods whose environments are here; GGUF always."""
-    home = os.environ.get("QPLAN_TEST_ENVIRONMENTS")  # a qplan home in which environments were installed
-    settings = {"QPLAN_HOME": home} if home else {}
-    runs = []
+def test_every_method_is_planned_applied_verified_and_compared(
+    measured_runs: Path, qplan: Qplan, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = str(environments_home(tmp_path_factory))
+    monkeypatch.setenv("QPLAN_HOME", home)
+    settings, runs = {"QPLAN_HOME": home}, []
     for method, type_, environment in CASES:
-        if environment is not None and not _has(environment, home):
-            continue
+        text = ("--calibration-chunks", "8", "--calibration-tokens", "256") if environment == "gptqmodel" else ()
+        if environment is not None:
+            use_environment(environment)
         folder = measured_runs / f"{method}-{type_}"
         folder.mkdir()
         plan = folder / "plan.json"
-        planned = ("plan", "demo", "--methods", method, "--types", type_, "--context", "512", "-o", str(plan))
+        planned = ("plan", "demo", "--methods", method, "--types", type_, "--context", "512", *text, "-o", str(plan))
         made = qplan(*planned, **settings)
         assert made.returncode == 0, made.stderr
         applied = qplan("apply", str(plan), "--output", str(folder), "--seconds", "20", "--json", **settings)
@@ -278,13 +281,6 @@ def test_every_method_is_planned_applied_verified_and_compared(measured_runs: Pa
         assert 0.9 < row["measured"][PERPLEXITY_RATIO] < 2 and row["measured"][KL_DIVERGENCE] >= 0
     page = (measured_runs / "compare.html").read_text("utf-8")
     assert "same top token" in page and "llama.cpp" in page
-
-
-def _has(environment: str, home: str | None) -> bool:
-    with pytest.MonkeyPatch.context() as patch:
-        if home:
-            patch.setenv("QPLAN_HOME", home)
-        return environments.status(environment).python is not None
 
 
 @pytest.mark.gpu
@@ -378,7 +374,7 @@ def test_a_plan_for_a_gpu_is_applied_and_measured_there(
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("torch sees no GPU")
-    if not _has(environment, None):
+    if environments.status(environment).python is None:
         pytest.skip(f"{environment} is not installed")
     plan = tmp_path / "plan.json"
     made = qplan("plan", "demo", "--methods", method, "--types", type_, "--context", "512", "-o", str(plan))

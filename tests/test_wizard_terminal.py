@@ -110,7 +110,7 @@ def test_from_start_to_a_verified_demo_model(terminal: Terminal, tmp_path: Path)
     terminal.wait_for(r"quantity +predicted")
     terminal.keys("C-q")
     if served:
-        terminal.wait_for("Stop it and leave")
+        terminal.wait_for("Stop and leave")
         terminal.keys("y")
     said = re.sub(r"\s+", " ", terminal.wait_for(r"left with [05]"))
     assert "qplan plan demo" in said and "qplan apply plan.json --output ." in said

@@ -95,7 +95,10 @@ class _Run:
         kinds = {type(layer).__name__ for layer in getattr(self.cache, "layers", ())}
         if kinds != {"DynamicLayer"} or self.filled < depth:
             return False
-        self.cache.crop(depth)
+        if self.filled > depth:
+            self.cache.crop(
+                depth - self.filled
+            )  # tokens to remove: a positive length is refused from transformers 5.23
         return True
 
 
