@@ -26,16 +26,14 @@ from planner.estimate.typed_work import Attention, Part, attention, parts
 Terms = tuple[tuple[str, float, str], ...]
 
 MODEL_SIGMA = 0.05
-"""Standard deviation of ln(measured / predicted) from slices of the very model. Ten undisturbed cases of TinyLlama 1.1B
-as Q4_K_M and Q8_0 on a shared 2-core EPYC virtual machine had a median error of 3.3 % (benchmarks/speed_local.py,
-llama-cpp-python 0.3.36, 2026-11-26), about what two runs of one case differ by there."""
+"""Standard deviation of ln(measured / predicted) from slices of the very model, beside what their samples spread: two
+runs of one case differ by that (benchmarks/speed_local.py, llama-cpp-python 0.3.36, 2026-11-26)."""
 RATES_SIGMA = 0.12
-"""The same from rates that serve any model: root mean square of eight cases without a cache (TinyLlama 1.1B Q4_K_M and
-Llama 3.2 3B Q4_0, benchmarks/speed_local.py, 2-core Xeon virtual machine, llama-cpp-python 0.3.36, 2026-11-26)."""
-MODEL_CACHE_SIGMA, RATES_CACHE_SIGMA = 0.3, 0.6
-"""Added to attention over a filled cache, from slices of the model and from rates. In the same run it was predicted 1.0
-to 1.7 times, and 1.1 to 3 times, as long as in the whole model at a depth of 2048: what a graph spends once at depth is
-counted as each layer's, as slices are timed at depth with one number of layers."""
+"""The same from rates that serve any model: root mean square of 23 cases of TinyLlama 1.1B Q4_K_M, Llama 3.2 3B Q4_0
+and Llama 2 7B Q4_K_M, with and without a cache (the same script, a shared 2-core EPYC virtual machine)."""
+MODEL_CACHE_SIGMA, RATES_CACHE_SIGMA = 0.08, 0.25
+"""Added to attention over a filled cache, from slices of the model and from rates: of 86 and 23 cases, half of them at
+a depth of 2048, about four in five then lie inside (the same script, two virtual machines)."""
 MIXTURE_SIGMA = 0.12
 """Added for experts, whose kernels no slice that serves any model has."""
 NO_FLASH_SIGMA = 0.4

@@ -96,9 +96,7 @@ class _Run:
         if kinds != {"DynamicLayer"} or self.filled < depth:
             return False
         if self.filled > depth:
-            self.cache.crop(
-                depth - self.filled
-            )  # tokens to remove: a positive length is refused from transformers 5.23
+            self.cache.crop(depth - self.filled)  # tokens to remove: transformers 5.23 refuses a length to keep
         return True
 
 
