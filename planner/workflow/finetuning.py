@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner import FORMAT_VERSION, __version__
+from planner import FORMAT_VERSION
 from planner.core.candidate import Candidate, Placement
 from planner.core.codec import encode, read_json
 from planner.core.errors import DoesNotFit, InputError, UsageError
@@ -20,6 +19,7 @@ from planner.estimate.finetuning import trained
 from planner.execute import calibration
 from planner.methods.serving import name_stem, weights_id
 from planner.runtimes import finetuning as texts
+from planner.workflow.sealing import sealed_plan
 
 if TYPE_CHECKING:
     from planner.core.hardware import HardwareProfile
@@ -44,8 +44,6 @@ def make_plan(answer: Recommendation, dataset: Path | None, seed: int = 0) -> Pl
         UsageError: the model is a bare size.
         InputError: the dataset cannot be read.
     """
-    from planner.workflow.planning import plan_hardware, plan_model
-
     choice, data = _chosen(answer, dataset), _data(dataset)
     if answer.model.source.kind == "size":
         raise UsageError(f"{answer.model.name} is a bare size: there is nothing to train", code="no-weights")
@@ -61,22 +59,15 @@ def make_plan(answer: Recommendation, dataset: Path | None, seed: int = 0) -> Pl
         calibration=data,
         finetune=settings,
     )
-    return Plan(
-        format_version=FORMAT_VERSION,
-        qplan_version=__version__,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=plan_model(answer.model),
-        hardware=plan_hardware(answer.hardware, simulated=answer.simulated),
-        workload=answer.workload,
-        variant=base.variant,
-        placement=base.placement,
-        estimate=base.estimate,
+    return sealed_plan(
+        answer,
+        base,
         expectations=_expectations(choice, len(trained(answer.model))),
         steps=(_forecast(step, choice, len(trained(answer.model))), Step(name="verify", kind="verify", method="qplan")),
         tools=_tools(),
         artifact=artifact,
         reasons=(*choice.reasons, *((_smoke_reason(choice),) if dataset is None else ())),
-    ).sealed()
+    )
 
 
 def _chosen(answer: Recommendation, dataset: Path | None) -> FinetuneChoice:

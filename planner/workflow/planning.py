@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from planner import FORMAT_VERSION, __version__, methods
+from planner import FORMAT_VERSION, methods
 from planner.core.candidate import Candidate, Variant
 from planner.core.codec import content_sha256, decode, encode, read_json, write_atomically
 from planner.core.errors import DoesNotFit, InputError, StalePlan, UsageError
 from planner.core.estimates import Prediction
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import DECODE, FILE_BYTES, KL_DIVERGENCE, PEAK_MEMORY, PERPLEXITY_RATIO, PREFILL
-from planner.core.model import ModelSpec, shape_sha256
+from planner.core.model import ModelSpec
 from planner.core.plan import (
     BUILT_IN,
     FINETUNE,
@@ -23,15 +22,13 @@ from planner.core.plan import (
     STEP_KINDS,
     TEXT,
     Expectation,
-    PinnedFile,
     Plan,
-    PlanHardware,
-    PlanModel,
     Step,
 )
 from planner.methods import quantizers
 from planner.methods.serving import artifact_name
 from planner.workflow.recommend import Recommendation
+from planner.workflow.sealing import sealed_plan
 
 TOOLS = ("llama-cpp-python", "gguf", "numpy", "sentencepiece")
 FILE_TOLERANCE_FRACTION = 0.005
@@ -74,22 +71,15 @@ def make_plan(answer: Recommendation, candidate: Candidate | None = None, measur
     if chosen is None:
         raise _nothing(answer)
     _check_makeable(answer.model, chosen)
-    return Plan(
-        format_version=FORMAT_VERSION,
-        qplan_version=__version__,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=plan_model(answer.model),
-        hardware=plan_hardware(answer.hardware, simulated=answer.simulated),
-        workload=answer.workload,
-        variant=chosen.variant,
-        placement=chosen.placement,
-        estimate=chosen.estimate,
+    return sealed_plan(
+        answer,
+        chosen,
         expectations=expectations(answer.model, chosen, answer.hardware),
         steps=_steps(answer, chosen, measuring),
         tools=tool_versions(chosen.variant),
         artifact=artifact_name(answer.model, chosen.variant),
         reasons=(*chosen.reasons, *_maker(chosen)),
-    ).sealed()
+    )
 
 
 def _maker(chosen: Candidate) -> tuple[str, ...]:
@@ -169,33 +159,6 @@ def _check_makeable(model: ModelSpec, candidate: Candidate) -> None:
             hint="add `--methods gguf` for a plan that applies, or use the commands of `qplan recommend`",
             code="not-executable",
         )
-
-
-def plan_model(model: ModelSpec, *, weights: bool = True) -> PlanModel:
-    """The model with its files pinned by size and hash; the hashes of weights are left out without ``weights``."""
-    from planner.models import fingerprint
-
-    pinned = fingerprint.pin(model, weights=weights)
-    return PlanModel(
-        name=model.name,
-        architecture=model.architecture,
-        kind=model.source.kind,
-        location=model.source.hub_id or str(model.source.location),
-        revision=model.source.revision,
-        parameter_count=model.parameter_count,
-        shape_sha256=shape_sha256(model),
-        files=tuple(PinnedFile(name=f.name, size_bytes=f.size_bytes, sha256=f.sha256) for f in pinned),
-    )
-
-
-def plan_hardware(hardware: HardwareProfile, *, simulated: bool) -> PlanHardware:
-    """The machine's identity and the fields behind it."""
-    return PlanHardware(
-        identity=hardware.identity(),
-        name=hardware.name,
-        fields=encode(hardware.identity_fields()),
-        simulated=simulated,
-    )
 
 
 def tool_versions(variant: Variant) -> dict[str, str]:

@@ -149,7 +149,8 @@ def _read_recipe(path: Path) -> tuple[tuple[str, str], ...]:
 
 def _checkpoint(model: ModelSpec, options: QuantizeOptions, watcher: Watcher) -> Path:
     from planner.workflow.applying import confirm_download
-    from planner.workflow.planning import conversion_note, plan_model
+    from planner.workflow.planning import conversion_note
+    from planner.workflow.sealing import plan_model
 
     if model.source.is_gguf or model.source.kind == "size":
         raise UsageError(
