@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from planner.core.candidate import Placement
-from planner.core.errors import MissingDependency, UsageError
-from planner.execute.resident import OthersShare, peak_resident_bytes, reset_peak, resident_bytes
+from planner.core.errors import MissingDependency
+from planner.execute.resident import reset_peak, resident_bytes
 from planner.verify import native
 from planner.verify.memory import GpuMemory
-from planner.verify.trial import MemoryTrial, Samples, SpeedTrial
-
-_SHORTEST_SAMPLE_SECONDS = 0.2
-"""Runs of tiny models are joined until a sample lasts this long: a scheduler's time slice is some milliseconds."""
-_SHARE = {"prefill": 0.35, "decode": 0.35, "fill": 0.2}
-"""Shares of the time budget; the rest is for loading and warming up."""
-_SEED = 1
-_FIRST_TOKEN_FRACTION = 0.01
-"""Random tokens are drawn above the first 1 % of the vocabulary, where the control tokens usually lie."""
+from planner.verify.sampling import fill, lengths, memory_trial, random_numbers, timings
+from planner.verify.trial import SpeedTrial
 
 
 @dataclass(slots=True)
@@ -75,46 +67,6 @@ class _Run:
         self.append(depth)
 
 
-def sample_rates(
-    work: Callable[[], int], *, before: Callable[[], None], repetitions: int, budget_seconds: float
-) -> Samples:
-    """Timed repetitions of ``work``, each joined from as many runs as 0.2 s need.
-
-    Args:
-        work: does something and says how many tokens that was.
-        before: brings the cache back to where ``work`` starts; not timed.
-        repetitions: samples wanted; at least one is taken, however long it takes.
-        budget_seconds: no new sample starts when the time used and a sample like the last would exceed this.
-    """
-    others = OthersShare()
-    rates: list[float] = []
-    counts: list[int] = []
-    times: list[float] = []
-    cpu_seconds = 0.0
-    began = time.perf_counter()
-    last = 0.0
-    while len(rates) < repetitions and (not rates or time.perf_counter() - began + last < budget_seconds):
-        sample_began = time.perf_counter()
-        tokens, seconds = 0, 0.0
-        while tokens == 0 or seconds < _SHORTEST_SAMPLE_SECONDS:
-            before()
-            start, cpu_start = time.perf_counter(), time.process_time()
-            tokens += work()
-            seconds += time.perf_counter() - start
-            cpu_seconds += time.process_time() - cpu_start
-        rates.append(tokens / seconds)
-        counts.append(tokens)
-        times.append(seconds)
-        last = time.perf_counter() - sample_began
-    return Samples(
-        samples=tuple(rates),
-        tokens_per_sample=tuple(counts),
-        seconds_per_sample=tuple(times),
-        cpu_seconds=cpu_seconds,
-        others_share=others.share(),
-    )
-
-
 def measure_speed(
     model_path: Path,
     placement: Placement,
@@ -154,11 +106,11 @@ def measure_speed(
         tokens = _random_tokens(placement.context, model.vocab_size)
         run = _Run(context, tokens, min(placement.batch, placement.context))
         prompt, depth = lengths(placement, decode_tokens)
-        prefill, decode = _timings(run, prompt, depth, decode_tokens, repetitions, budget_seconds, progress)
+        prefill, decode = timings(run, prompt, depth, decode_tokens, repetitions, budget_seconds, progress)
         gpus.look()
-        _fill(run, placement.context, prefill.median, budget_seconds * _SHARE["fill"], progress)
+        fill(run, placement.context, prefill.median, budget_seconds, progress)
         gpus.look()
-        memory = _memory_trial(baseline, run, gpus)
+        memory = memory_trial(baseline, run.longest, gpus, native.LOG.take_buffers())
     return SpeedTrial(
         prefill=prefill,
         decode=decode,
@@ -171,20 +123,6 @@ def measure_speed(
         gpu_layers=placement.gpu_layers,
         flash_attention=placement.flash_attention,
         repack=repack,
-    )
-
-
-def _memory_trial(baseline: int, run: _Run, gpus: GpuMemory) -> MemoryTrial:
-    """What the process and the GPUs hold while the model is still open, above ``baseline`` resident bytes."""
-    peak = peak_resident_bytes()
-    buffers = native.LOG.take_buffers()
-    return MemoryTrial(
-        baseline_bytes=baseline,
-        peak_rss_bytes=peak,
-        peak_bytes=max(0, peak - baseline),
-        filled_tokens=run.longest,
-        buffers=buffers,
-        devices=gpus.uses(buffers),
     )
 
 
@@ -210,75 +148,7 @@ def _options(placement: Placement, threads: int) -> native.ContextOptions:
     )
 
 
-def lengths(placement: Placement, decode_tokens: int) -> tuple[int, int]:
-    """Prompt and depth that leave room for the decoded tokens.
-
-    Raises:
-        UsageError: the context has no room for a prompt token and the decoded ones.
-    """
-    room = placement.context - decode_tokens
-    if room < 1:
-        raise UsageError(
-            "the context is too short to measure in",
-            numbers=f"{placement.context} tokens, {decode_tokens} are decoded",
-            hint="plan a context of at least 64 tokens",
-            code="context-too-short",
-        )
-    return max(1, min(placement.prompt_tokens, room)), min(placement.depth, room)
-
-
-def random_numbers(count: int, vocab_size: int) -> list[int]:
-    """``count`` random tokens that are hardly control tokens, the same ones every time."""
-    import random
-
-    chooser = random.Random(_SEED)
-    first = int(vocab_size * _FIRST_TOKEN_FRACTION)
-    return [chooser.randrange(first, vocab_size) for _ in range(count)]
-
-
 def _random_tokens(count: int, vocab_size: int) -> Any:
     import ctypes
 
     return (ctypes.c_int32 * count)(*random_numbers(count, vocab_size))
-
-
-def _timings(
-    run: _Run,
-    prompt: int,
-    depth: int,
-    decode_tokens: int,
-    repetitions: int,
-    budget_seconds: float,
-    progress: native.Progress,
-) -> tuple[Samples, Samples]:
-    progress("warm up", 0.0)
-    run.append(min(prompt, run.batch, 32))  # 32: the smallest batch that llama.cpp treats as a prompt on a GPU
-    run.step(1)
-
-    def prefill() -> int:
-        run.append(prompt)
-        return prompt
-
-    def decode() -> int:
-        run.step(decode_tokens)
-        return decode_tokens
-
-    progress("prefill", 0.2)
-    first = sample_rates(
-        prefill, before=run.empty, repetitions=repetitions, budget_seconds=budget_seconds * _SHARE["prefill"]
-    )
-    progress("decode", 0.6)
-    second = sample_rates(
-        decode,
-        before=lambda: run.back_to(depth),
-        repetitions=repetitions,
-        budget_seconds=budget_seconds * _SHARE["decode"],
-    )
-    return first, second
-
-
-def _fill(run: _Run, context: int, prefill_rate: float, budget_seconds: float, progress: native.Progress) -> None:
-    if run.longest < context and context / prefill_rate <= budget_seconds:
-        progress("fill the context", 0.9)
-        run.empty()
-        run.append(context)

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from planner.core.candidate import Placement
 from planner.core.errors import ExecutionFailed
-from planner.execute.resident import peak_resident_bytes, reset_peak, resident_bytes
+from planner.execute.resident import reset_peak, resident_bytes
 from planner.verify.memory import GpuMemory
-from planner.verify.speed import lengths, random_numbers, sample_rates
+from planner.verify.sampling import Progress, fill, lengths, memory_trial, random_numbers, timings
 from planner.verify.torch_engine import Checkpoint, import_backend, open_checkpoint
-from planner.verify.trial import Buffer, MemoryTrial, Samples, SpeedTrial
+from planner.verify.trial import Buffer, SpeedTrial
 
-Progress = Callable[[str, float], None]
-
-_SHARE = {"prefill": 0.35, "decode": 0.35, "fill": 0.2}
-"""Shares of the time budget; the rest is for loading and warming up."""
+RESERVED = "reserved"
+"""Of torch's account of a GPU: what its allocator holds, which stands for the GPU's use where NVML does not tell it."""
 
 
 @dataclass(slots=True)
@@ -135,9 +133,10 @@ def measure_speed(
     run.empty()
     prompt, depth = lengths(placement, decode_tokens)
     try:
-        prefill, decode = _timings(run, prompt, depth, decode_tokens, repetitions, budget_seconds, progress)
+        prefill, decode = timings(run, prompt, depth, decode_tokens, repetitions, budget_seconds, progress)
         gpus.look()
-        _fill(run, placement, prefill.median, budget_seconds * _SHARE["fill"], progress)
+        in_chunks = partial(run.append, chunk=max(1, placement.ubatch))
+        fill(run, placement.context, prefill.median, budget_seconds, progress, append=in_chunks)
     except RuntimeError as error:  # torch's OutOfMemoryError, and what a kernel refuses
         raise ExecutionFailed(
             f"transformers cannot run {folder.name}", numbers=str(error).strip()[:400], code="cannot-run"
@@ -146,7 +145,7 @@ def measure_speed(
     return SpeedTrial(
         prefill=prefill,
         decode=decode,
-        memory=_memory(baseline, run, gpus),
+        memory=memory_trial(baseline, run.longest, gpus, _cuda_peaks(run), kind=RESERVED),
         load_seconds=load_seconds,
         threads=threads,
         context=placement.context,
@@ -165,62 +164,6 @@ def _tokens(count: int, checkpoint: Checkpoint) -> Any:
     return torch.tensor(random_numbers(count, checkpoint.vocab_size), device=checkpoint.model.device)
 
 
-def _timings(
-    run: _Run,
-    prompt: int,
-    depth: int,
-    decode_tokens: int,
-    repetitions: int,
-    budget_seconds: float,
-    progress: Progress,
-) -> tuple[Samples, Samples]:
-    progress("warm up", 0.0)
-    run.append(min(prompt, 32))
-    run.step(1)
-
-    def prefill() -> int:
-        run.append(prompt)
-        return prompt
-
-    def decode() -> int:
-        run.step(decode_tokens)
-        return decode_tokens
-
-    progress("prefill", 0.2)
-    first = sample_rates(
-        prefill, before=run.empty, repetitions=repetitions, budget_seconds=budget_seconds * _SHARE["prefill"]
-    )
-    progress("decode", 0.6)
-    second = sample_rates(
-        decode,
-        before=lambda: run.back_to(depth),
-        repetitions=repetitions,
-        budget_seconds=budget_seconds * _SHARE["decode"],
-    )
-    return first, second
-
-
-def _fill(run: _Run, placement: Placement, prefill_rate: float, budget_seconds: float, progress: Progress) -> None:
-    if run.longest < placement.context and placement.context / prefill_rate <= budget_seconds:
-        progress("fill the context", 0.9)
-        run.empty()
-        run.append(placement.context, chunk=max(1, placement.ubatch))
-
-
-def _memory(baseline: int, run: _Run, gpus: GpuMemory) -> MemoryTrial:
-    """What the process and the GPUs hold while the model is still open, above ``baseline`` resident bytes."""
-    peak = peak_resident_bytes()
-    buffers = _cuda_peaks(run)
-    return MemoryTrial(
-        baseline_bytes=baseline,
-        peak_rss_bytes=peak,
-        peak_bytes=max(0, peak - baseline),
-        filled_tokens=run.longest,
-        buffers=buffers,
-        devices=gpus.uses(tuple(buffer for buffer in buffers if buffer.kind == "reserved")),
-    )
-
-
 def _cuda_peaks(run: _Run) -> tuple[Buffer, ...]:
     """torch's own account of the GPUs: most bytes of tensors, and most that its allocator held for them."""
     import torch
@@ -233,5 +176,5 @@ def _cuda_peaks(run: _Run) -> tuple[Buffer, ...]:
         allocated, reserved = torch.cuda.max_memory_allocated(index), torch.cuda.max_memory_reserved(index)
         if reserved:
             found.append(Buffer(name=name, kind="allocated", size_bytes=allocated))
-            found.append(Buffer(name=name, kind="reserved", size_bytes=reserved))
+            found.append(Buffer(name=name, kind=RESERVED, size_bytes=reserved))
     return tuple(found)

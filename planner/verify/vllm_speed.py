@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from planner.core.candidate import Placement
 from planner.core.errors import ExecutionFailed, MissingDependency
-from planner.execute.resident import peak_resident_bytes, reset_peak, resident_bytes
+from planner.execute.resident import reset_peak, resident_bytes
 from planner.verify.memory import GpuMemory
-from planner.verify.speed import lengths, random_numbers, sample_rates
-from planner.verify.trial import MemoryTrial, Samples, SpeedTrial
-
-Progress = Callable[[str, float], None]
+from planner.verify.sampling import Progress, lengths, memory_trial, random_numbers, sample_rates
+from planner.verify.trial import Samples, SpeedTrial
 
 _SHARE = {"prefill": 0.4, "decode": 0.5}
 """Shares of the time budget; the rest is for loading and warming up."""
@@ -64,17 +61,10 @@ def measure_speed(
     prompt, depth = lengths(placement, decode_tokens + 1)
     prefill, decode = _timings(run, prompt, max(1, depth), decode_tokens, repetitions, budget_seconds, progress)
     gpus.look()
-    peak = peak_resident_bytes()
     return SpeedTrial(
         prefill=prefill,
         decode=decode,
-        memory=MemoryTrial(
-            baseline_bytes=baseline,
-            peak_rss_bytes=peak,
-            peak_bytes=max(0, peak - baseline),
-            filled_tokens=placement.context,  # allocated whole
-            devices=gpus.uses(()),
-        ),
+        memory=memory_trial(baseline, placement.context, gpus, ()),  # the cache is allocated whole
         load_seconds=load_seconds,
         threads=threads,
         context=placement.context,
