@@ -13,17 +13,19 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any, TextIO, TypeVar
 
 import planner
 from planner.core import errors
 from planner.core.errors import ExecutionFailed, QplanError
 
+T = TypeVar("T")
 Progress = Callable[..., None]
 """Called with what the child's progress lines hold, for a step ``(done, total)`` in any unit."""
 
@@ -138,6 +140,38 @@ def run_child(
             f"{what} took longer than {timeout_seconds:g} s and was ended", numbers=last_lines(log), code="timeout"
         )
     raise crash(what, code, log)
+
+
+def ask_child(
+    kind: type[T],
+    module: str,
+    request: object,
+    *,
+    what: str,
+    progress: Progress | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout_seconds: float | None = None,
+    python: Path | None = None,
+) -> T:
+    """As :func:`run_child`; the result is of ``kind``, and the log and all temporary files of the child go with it.
+
+    Raises:
+        QplanError: as :func:`run_child`.
+    """
+    from planner.core.codec import decode
+
+    with tempfile.TemporaryDirectory(prefix="qplan-") as folder:
+        answer = run_child(
+            module,
+            request,
+            what=what,
+            log=Path(folder) / "log",
+            progress=progress,
+            environment={**(environment or {}), "TMPDIR": folder},
+            timeout_seconds=timeout_seconds,
+            python=python,
+        )
+    return decode(kind, answer, what=f"the answer of {what}")
 
 
 def _other(python: Path | None) -> Path | None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
-from planner.core.codec import decode
-from planner.execute.process import ChildDied, run_child
+from planner.execute.process import ChildDied, ask_child
 from planner.verify.calibration_trial import CalibrationAnswer, CalibrationRequest
 from planner.verify.run import FAULTS
 
@@ -41,17 +38,15 @@ def run_calibration(
 
 
 def _attempt(request: CalibrationRequest, gpu_index: int | None, progress: Progress | None) -> CalibrationAnswer:
-    with tempfile.TemporaryDirectory(prefix="qplan-") as folder:
-        answer = run_child(
-            "planner.verify.calibrate_child",
-            request,
-            what="calibrating",
-            log=Path(folder) / "log",
-            progress=progress,
-            environment={**_environment(gpu_index), "TMPDIR": folder},  # slices go with the folder, however it ends
-            timeout_seconds=2 * request.budget_seconds + _GRACE_SECONDS,
-        )
-    return decode(CalibrationAnswer, answer, what="the calibrating process's answer")
+    return ask_child(
+        CalibrationAnswer,
+        "planner.verify.calibrate_child",
+        request,
+        what="calibrating",
+        progress=progress,
+        environment=_environment(gpu_index),
+        timeout_seconds=2 * request.budget_seconds + _GRACE_SECONDS,
+    )
 
 
 def _environment(gpu_index: int | None) -> dict[str, str]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from planner.core.codec import decode
-from planner.execute.process import ChildDied, run_child
+from planner.execute.process import ChildDied, ask_child
 from planner.runtimes.service import UNCOMPILED, visible_gpus
 from planner.verify.trial import TrialRequest, TrialResult
 
@@ -69,18 +67,16 @@ _TORCH = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARAL
 def _attempt(
     request: TrialRequest, progress: Progress | None, timeout_seconds: float | None, python: Path | None
 ) -> TrialResult:
-    with tempfile.TemporaryDirectory(prefix="qplan-") as folder:
-        answer = run_child(
-            "planner.verify.child",
-            request,
-            what=f"measuring {request.kind}",
-            log=Path(folder) / "log",
-            progress=progress,
-            environment=_environment(request),
-            python=python,
-            timeout_seconds=timeout_seconds or _STARTUP_SECONDS + _TIMES_BUDGET * request.budget_seconds,
-        )
-    return decode(TrialResult, answer, what="the measuring process's answer")
+    return ask_child(
+        TrialResult,
+        "planner.verify.child",
+        request,
+        what=f"measuring {request.kind}",
+        progress=progress,
+        environment=_environment(request),
+        python=python,
+        timeout_seconds=timeout_seconds or _STARTUP_SECONDS + _TIMES_BUDGET * request.budget_seconds,
+    )
 
 
 def _environment(request: TrialRequest) -> dict[str, str]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-from planner.core.codec import decode
-from planner.execute.process import ChildDied, Stopped, run_child
+from planner.execute.process import ChildDied, Stopped, ask_child
 from planner.runtimes.service import visible_gpus
 from planner.verify.run import FAULTS
 from planner.verify.tuning_trial import FAILED, TuneAnswer, TuneRequest, TuneRow
@@ -87,14 +84,12 @@ def run_tuning(request: TuneRequest, *, progress: Progress | None = None) -> tup
 
 
 def _attempt(request: TuneRequest, progress: Progress) -> TuneAnswer:
-    with tempfile.TemporaryDirectory(prefix="qplan-") as folder:
-        answer = run_child(
-            "planner.verify.tune_child",
-            request,
-            what="tuning",
-            log=Path(folder) / "log",
-            progress=progress,
-            environment={**visible_gpus(request.settings[0], os.environ), "TMPDIR": folder},
-            timeout_seconds=2 * request.budget_seconds + _GRACE_SECONDS,
-        )
-    return decode(TuneAnswer, answer, what="the tuning process's answer")
+    return ask_child(
+        TuneAnswer,
+        "planner.verify.tune_child",
+        request,
+        what="tuning",
+        progress=progress,
+        environment=visible_gpus(request.settings[0], os.environ),
+        timeout_seconds=2 * request.budget_seconds + _GRACE_SECONDS,
+    )

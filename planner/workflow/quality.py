@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import exp
@@ -11,13 +10,13 @@ from typing import Any
 
 from planner import FORMAT_VERSION
 from planner.core.candidate import Placement, Variant
-from planner.core.codec import decode, encode
+from planner.core.codec import encode
 from planner.core.data import data_path, read_table
 from planner.core.errors import InputError, UsageError
 from planner.core.measurement import KL_DIVERGENCE, PERPLEXITY_RATIO, Measurement
 from planner.core.model import ModelSpec, shape_sha256
 from planner.execute import preflight
-from planner.execute.process import run_child
+from planner.execute.process import ask_child
 from planner.verify.artifact import HELD_OUT, gguf_files, quality_quantities
 from planner.verify.learned import Subject, measurements
 from planner.verify.run import run_trial
@@ -249,16 +248,14 @@ def _tasks(artifact: Path, options: QualityOptions, progress: Callable[[str, flo
         limit=options.task_limit,
         device="cuda" if options.gpu_layers else "cpu",
     )
-    with tempfile.TemporaryDirectory(prefix="qplan-") as folder:
-        answer = run_child(
-            "planner.verify.tasks",
-            request,
-            what="running the tasks",
-            log=Path(folder) / "log",
-            progress=progress,
-            timeout_seconds=TASK_SECONDS,
-        )
-    return decode(TasksResult, answer, what="the tasks' answer")
+    return ask_child(
+        TasksResult,
+        "planner.verify.tasks",
+        request,
+        what="running the tasks",
+        progress=progress,
+        timeout_seconds=TASK_SECONDS,
+    )
 
 
 def published(model_text: str) -> tuple[dict[str, str], ...]:
