@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from planner.cli import calibrate as calibrate_cli
 from planner.core import rates as kinds
 from planner.core.errors import Exit, InputError
 from planner.core.rates import Rate
@@ -251,3 +252,11 @@ def test_an_interrupted_calibration_leaves_the_store_as_it_was(tmp_path: Path) -
     with Store(tmp_path / "measurements.sqlite3") as store:
         assert store.rates() == (rate(),)
     assert not list(tmp_path.glob("qplan-*"))
+
+
+def test_every_kind_of_rate_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    works = [value for name, value in vars(kinds).items() if name.isupper() and isinstance(value, str) and "_" in value]
+    assert kinds.DECODE_SCORES in works and kinds.MODEL_PREFILL_MASK in works
+    calibrate_cli._show(tuple(Rate(work=work, value=2e9, low=1e9, high=3e9, type="Q4_K", threads=2) for work in works))
+    shown = capsys.readouterr().out
+    assert "decode scores" in shown and "GB/s" in shown

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from planner.workflow.calibrating import Calibrated
 
 _BAR_WIDTH = 24
-_UNITS = {"bytes_per_second": (1e9, "GB/s"), "flops": (1e9, "GFLOP/s"), "seconds": (1e-6, "µs")}
+_UNITS = {
+    "bytes_per_second": (1e9, "GB/s"),
+    "scores_per_second": (1e9, "10⁹/s"),
+    "flops": (1e9, "GFLOP/s"),
+    "seconds": (1e-6, "µs"),
+}
+"""By the end of a rate's name: one of its unit, and what it is called."""
 
 
 @click.command("calibrate")
@@ -181,7 +187,7 @@ def _others(rates: tuple[Rate, ...]) -> None:
     for rate in sorted(rates, key=lambda rate: (rate.work, rate.type, rate.threads)):
         if rate.work not in (kinds.DECODE_WEIGHTS, kinds.PREFILL_WEIGHTS):
             name = rate.work.replace("_", " ")
-            for ending in (" bytes per second", " flops", " seconds"):
+            for ending in (" bytes per second", " per second", " flops", " seconds"):
                 name = name.removesuffix(ending)
             threads = str(rate.threads or "")
             rows.add_row(name, rate.type, threads, _number(rate.work, rate.value), _unit(rate.work)[1])
