@@ -173,7 +173,7 @@ class Calibrating:
                 for case in self._shallow(made, shape.name, type_, count, sizes)
             ]
             if deep:
-                cases += self._deep(stack, opened, shape.name, type_, "f16", until)
+                cases += self._deep(stack, opened, shape.name, type_, "f16", until, decoded=True)
             self._time(cases, until)
 
     def _thread_counts(self, threads: Sequence[int]) -> Sequence[int]:
@@ -194,9 +194,21 @@ class Calibrating:
             self.observations.append(_observed(case))
 
     def _deep(
-        self, stack: ExitStack, opened: Sequence[Slice], shape: str, type_: str, kv_type: str, until: float
+        self,
+        stack: ExitStack,
+        opened: Sequence[Slice],
+        shape: str,
+        type_: str,
+        kv_type: str,
+        until: float,
+        *,
+        decoded: bool = False,
     ) -> list[_Case]:
-        """Attention: a token and a chunk of prompt at depth, and with an empty cache, which is another's context."""
+        """Attention: a token and a chunk of prompt at depth, and with an empty cache, which is another's context.
+
+        Args:
+            decoded: a token with an empty cache is timed already.
+        """
         threads = self._thread_counts(self.request.threads[:2])
         filled = [stack.enter_context(second_context(made)) for made in opened]
         depth = self._fill(filled, max(threads), until)
@@ -205,9 +217,10 @@ class Calibrating:
             for made, at in ((empty, 0), (deep, depth)):
                 busy = 0 if self.request.gpu else count
                 seen = replace(_blank(shape, made.spec.n_layer, type_, busy), depth=at, kv_type=kv_type)
-                decode, read = made.decoding(count, at), made.reading(_CHUNK, count, at)
-                decode.threads = read.threads = busy
-                cases += [_Case(decode, seen), _Case(read, replace(seen, tokens=_CHUNK))]
+                both = [(made.decoding(count, at), 1), (made.reading(_CHUNK, count, at), _CHUNK)]
+                for piece, tokens in both if at or not decoded else both[1:]:
+                    piece.threads = busy
+                    cases.append(_Case(piece, replace(seen, tokens=tokens)))
         return cases
 
     def _fill(self, filled: Sequence[Slice], threads: int, until: float) -> int:
@@ -282,7 +295,7 @@ class Calibrating:
             tokens = self._affordable(opened[1], until)
             threads = self._thread_counts(self.request.threads)
             cases = [c for n in threads for made in opened for c in self._shallow(made, "model", type_, n, (tokens,))]
-            cases += self._deep(stack, opened, "model", type_, "f16", until)
+            cases += self._deep(stack, opened, "model", type_, "f16", until, decoded=True)
             self._time(cases, until)
 
     def _affordable(self, made: Slice, until: float) -> int:
