@@ -54,38 +54,67 @@ class Result:
     """Standard error of the divergence."""
 
 
-class Bench:
-    """One model with its 16-bit file, matrix and sensitivities in a folder."""
+class Workshop:
+    """A model's 16-bit file, steps carried out on it, and what they made measured against it."""
 
-    def __init__(self, text: str, folder: Path, threads: int, calibration: Path | None) -> None:
+    def __init__(self, text: str, folder: Path, threads: int) -> None:
         self.model: ModelSpec = models.resolve(text)
         self.source, self.folder, self.threads = Path(self.model.source.location), folder, threads
         if self.model.source.kind == "catalog":
             self.source = data_path("demo/model")
         self.name = self.model.name
-        self.known: dict[tuple[str, bool], Result] = {}
-        self.full = self._run(
-            Step(name="convert", kind="convert", method="gguf", type="BF16"), self.source, "full.gguf"
-        )
-        chunks = self._text(calibration, 128, 0)
-        self.matrix = self._run(self._measuring("imatrix", chunks), self.full, "matrix.gguf")
-        few = self._text(calibration, 8, 1)
-        self.table = self._run(self._measuring("sensitivity", few), self.full, "table.json", imatrix=str(self.matrix))
+        self.full = self.run(Step(name="convert", kind="convert", method="gguf", type="BF16"), self.source, "full.gguf")
 
     @staticmethod
-    def _text(path: Path | None, chunks: int, seed: int) -> CalibrationSource:
-        return texts.from_text(path, chunks, seed) if path else texts.built_in(chunks, seed)
-
-    @staticmethod
-    def _measuring(kind: str, text: CalibrationSource) -> Step:
+    def measuring(kind: str, text: CalibrationSource) -> Step:
+        """A step that measures with a text."""
         return Step(name=kind, kind=kind, method="gguf", calibration=text)
 
-    def _run(self, step: Step, source: Path, name: str, **more: str | None) -> Path:
+    def run(self, step: Step, source: Path, name: str, **more: str | None) -> Path:
+        """What a step makes."""
         output = self.folder / name
         child = "planner.verify.step_child" if step.kind in ("imatrix", "sensitivity") else "planner.execute.child"
         job = Job(step=step, source=str(source), output=str(output), model_name=self.name, threads=self.threads, **more)
         run_child(child, job, what=step.name, log=self.folder / "log")
         return output
+
+    def quantize(self, type_: str, matrix: Path | None) -> Path:
+        """A file of a standard type."""
+        step = Step(name="quantize", kind="quantize", method="gguf", type=type_)
+        return self.run(step, self.full, "made.gguf", imatrix=str(matrix) if matrix else None)
+
+    def measure(self, name: str, made: Path, text: Path, chunks: int) -> Result:
+        """Its divergence from the 16-bit file on a text."""
+        request = TrialRequest(
+            kind=QUALITY,
+            model_path=str(made),
+            reference_path=str(self.full),
+            text_path=str(text),
+            placement=Placement(context=512, threads=self.threads),
+            budget_seconds=3600,
+            max_chunks=chunks,
+            repack=False,
+        )
+        trial = run_trial(request).quality
+        assert trial is not None and trial.comparison is not None
+        found = trial.comparison
+        return Result(name, made.stat().st_size, found.log_ratio, found.kl_mean_nats, found.kl_standard_error_nats)
+
+
+class Bench(Workshop):
+    """One model with its 16-bit file, matrix and sensitivities in a folder."""
+
+    def __init__(self, text: str, folder: Path, threads: int, calibration: Path | None) -> None:
+        super().__init__(text, folder, threads)
+        self.known: dict[tuple[str, bool], Result] = {}
+        chunks = self._text(calibration, 128, 0)
+        self.matrix = self.run(self.measuring("imatrix", chunks), self.full, "matrix.gguf")
+        few = self._text(calibration, 8, 1)
+        self.table = self.run(self.measuring("sensitivity", few), self.full, "table.json", imatrix=str(self.matrix))
+
+    @staticmethod
+    def _text(path: Path | None, chunks: int, seed: int) -> CalibrationSource:
+        return texts.from_text(path, chunks, seed) if path else texts.built_in(chunks, seed)
 
     def standard(self, type_: str, *, imatrix: bool) -> Result:
         """A standard type; measured once."""
@@ -94,34 +123,20 @@ class Bench:
         return self.known[type_, imatrix]
 
     def _standard(self, type_: str, imatrix: bool) -> Result:
-        step = Step(name="quantize", kind="quantize", method="gguf", type=type_)
-        made = self._run(step, self.full, "made.gguf", imatrix=str(self.matrix) if imatrix else None)
+        made = self.quantize(type_, self.matrix if imatrix else None)
         return self._measured(f"{type_}{' +imatrix' if imatrix else ''}", made)
 
     def mixture(self, target_bytes: int) -> Result:
         """The mixture of at most so many bytes."""
         step = Step(name="quantize", kind="quantize", method="gguf", type="mixture", target_bytes=target_bytes)
-        made = self._run(step, self.full, "made.gguf", imatrix=str(self.matrix), sensitivity=str(self.table))
+        made = self.run(step, self.full, "made.gguf", imatrix=str(self.matrix), sensitivity=str(self.table))
         assert 0.995 * target_bytes <= made.stat().st_size <= target_bytes, (target_bytes, made.stat().st_size)
         return self._measured(f"{8 * target_bytes / self.model.parameter_count:.2f}bpw", made)
 
     def _measured(self, name: str, made: Path) -> Result:
-        request = TrialRequest(
-            kind=QUALITY,
-            model_path=str(made),
-            reference_path=str(self.full),
-            text_path=str(data_path("demo/heldout.txt")),
-            placement=Placement(context=512, threads=self.threads),
-            budget_seconds=3600,
-            max_chunks=CHUNKS,
-            repack=False,
-        )
-        trial = run_trial(request).quality
-        assert trial is not None and trial.comparison is not None
-        found = trial.comparison
-        size = made.stat().st_size
+        result = self.measure(name, made, data_path("demo/heldout.txt"), CHUNKS)
         made.unlink()
-        return Result(name, size, found.log_ratio, found.kl_mean_nats, found.kl_standard_error_nats)
+        return result
 
 
 def gain_rows(bench: Bench) -> Iterator[str]:

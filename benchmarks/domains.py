@@ -18,15 +18,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from budget import Bench, Result
+from budget import Workshop
 
-from planner import models
-from planner.core.candidate import Placement
 from planner.core.data import data_path
-from planner.core.plan import CalibrationSource, Step
+from planner.core.plan import CalibrationSource
 from planner.execute import calibration as texts
-from planner.verify.run import run_trial
-from planner.verify.trial import QUALITY, TrialRequest
 
 TYPES = ("Q2_K", "IQ2_M")
 CHUNKS = 20  # of 512 tokens, to calibrate with: what the shortest of the texts has
@@ -65,44 +61,12 @@ def write_texts(folder: Path) -> dict[str, tuple[Path, Path]]:
     return found
 
 
-class Domains(Bench):
-    """A model's 16-bit file, and what is made of it with matrices of several texts."""
-
-    def __init__(self, text: str, folder: Path, threads: int) -> None:
-        self.model = models.resolve(text)
-        self.source, self.folder, self.threads = Path(self.model.source.location), folder, threads
-        if self.model.source.kind == "catalog":
-            self.source = data_path("demo/model")
-        self.name = self.model.name
-        self.full = self._run(
-            Step(name="convert", kind="convert", method="gguf", type="BF16"), self.source, "full.gguf"
-        )
+class Domains(Workshop):
+    """What is made of a model with matrices of several texts."""
 
     def calibrate(self, domain: str, text: CalibrationSource) -> Path:
         """A matrix."""
-        return self._run(self._measuring("imatrix", text), self.full, f"{domain}.gguf")
-
-    def quantize(self, type_: str, matrix: Path | None) -> Path:
-        """A file."""
-        step = Step(name="quantize", kind="quantize", method="gguf", type=type_)
-        return self._run(step, self.full, "made.gguf", imatrix=str(matrix) if matrix else None)
-
-    def measure(self, made: Path, text: Path) -> Result:
-        """Its divergence on one text."""
-        request = TrialRequest(
-            kind=QUALITY,
-            model_path=str(made),
-            reference_path=str(self.full),
-            text_path=str(text),
-            placement=Placement(context=512, threads=self.threads),
-            budget_seconds=3600,
-            max_chunks=MEASURED_CHUNKS,
-            repack=False,
-        )
-        trial = run_trial(request).quality
-        assert trial is not None and trial.comparison is not None
-        c = trial.comparison
-        return Result(made.name, made.stat().st_size, c.log_ratio, c.kl_mean_nats, c.kl_standard_error_nats)
+        return self.run(self.measuring("imatrix", text), self.full, f"{domain}.gguf")
 
 
 def rows(bench: Domains, domains: dict[str, tuple[Path, Path]]) -> Iterator[dict[str, str]]:
@@ -115,7 +79,7 @@ def rows(bench: Domains, domains: dict[str, tuple[Path, Path]]) -> Iterator[dict
         for calibrated, matrix in ({"nothing": None} | matrices if type_ == "Q2_K" else matrices).items():
             made = bench.quantize(type_, matrix)
             for measured, (_, text) in domains.items():
-                found = bench.measure(made, text)
+                found = bench.measure(made.name, made, text, MEASURED_CHUNKS)
                 yield {
                     "model": bench.name,
                     "type": type_,
