@@ -15,11 +15,24 @@ from planner.convert.config import make_config
 from planner.convert.families import find_family
 from planner.convert.rules import MODEL_RULES, dimensions, expert_count
 from planner.core.data import data_path
+from planner.models import catalog
 
 TOKENIZER = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 SHARD_BYTES = 2 << 30
 _DRAW = 1 << 22
 """Weights drawn at a time."""
+
+
+def random_checkpoint(shape: str, folder: Path, *, layers: int | None = None) -> Path:
+    """The checkpoint of the catalog's ``shape`` in ``folder``, with ``layers`` if given; made unless it is there."""
+    config = catalog.config(shape)
+    assert config is not None, shape
+    if layers is not None:
+        config["num_hidden_layers"] = layers
+    checkpoint = folder / (shape if layers is None else f"{shape}-{layers}-layers")
+    if not (checkpoint / "config.json").exists():
+        print(f"{checkpoint.name}: {write_checkpoint(checkpoint, config) / 1e9:.2f} GB of random weights", flush=True)
+    return checkpoint
 
 
 def write_checkpoint(
@@ -32,7 +45,6 @@ def write_checkpoint(
     directory.mkdir(parents=True, exist_ok=True)
     architecture = "".join(part.capitalize() for part in config["model_type"].removesuffix("_text").split("_"))
     stated = {"architectures": [f"{architecture}ForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, **config}
-    (directory / "config.json").write_text(json.dumps(stated))
     for name in TOKENIZER:
         shutil.copy(data_path("demo/model") / name, directory / name)
     width = {"BF16": 2, "F16": 2, "F32": 4}[dtype]
@@ -45,10 +57,16 @@ def write_checkpoint(
             size = 0
         shards[-1].append((name, shape))
         size += count
+    places: dict[str, str] = {}
     draw, total = np.random.default_rng(seed), 0
     for number, tensors in enumerate(shards, 1):
-        path = directory / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        total += _write_shard(path, tensors, dtype, width, draw)
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
+        total += _write_shard(directory / name, tensors, dtype, width, draw)
+        places.update((tensor, name) for tensor, _ in tensors)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    (directory / "config.json").write_text(json.dumps(stated))
     return total
 
 

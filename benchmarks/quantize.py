@@ -30,6 +30,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from checkpoints import random_checkpoint  # noqa: E402
+
 
 def child_one(directory: Path, output: Path, types: str, threads: int) -> dict[str, Any]:
     """One pass over the checkpoint."""
@@ -235,8 +237,7 @@ def main() -> None:
     parser.add_argument("--llama-cpp", metavar="DIR")
     parser.add_argument("--cold", action="store_true")
     asked = parser.parse_args()
-    checkpoint, work = asked.work / asked.shape, asked.work / "out"
-    make(asked.shape, checkpoint)
+    checkpoint, work = random_checkpoint(asked.shape, asked.work), asked.work / "out"
     work.mkdir(exist_ok=True)
     ways = ["one", "two"]
     if asked.llama_cpp:
@@ -255,18 +256,6 @@ def main() -> None:
                 path.unlink()
         floor = step("floor", checkpoint, work / "none", types, asked.threads)["seconds"]
         table(results, floor, types)
-
-
-def make(shape: str, checkpoint: Path) -> None:
-    """The random checkpoint, unless it is there."""
-    from checkpoints import write_checkpoint
-
-    from planner.models import catalog
-
-    if not (checkpoint / "config.json").exists():
-        config = catalog.config(shape)
-        assert config is not None, shape
-        print(f"{shape}: {write_checkpoint(checkpoint, config) / 1e9:.2f} GB of random weights", flush=True)
 
 
 if __name__ == "__main__":

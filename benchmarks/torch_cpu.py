@@ -16,6 +16,7 @@ from typing import Any
 
 from planner.execute.resident import peak_resident_bytes, reset_peak, resident_bytes
 from planner.verify.torch_engine import import_backend, open_checkpoint
+from planner.verify.trial import Loading
 
 PROMPT, DECODED, ROUNDS = 256, 16, 5
 
@@ -26,7 +27,8 @@ def main(arguments: list[str]) -> int:
     import_backend(folder)
     reset_peak()
     baseline = resident_bytes()
-    opened = open_checkpoint(folder, on_gpu=False, threads=threads, dtype=dtype, progress=lambda *_: None)
+    loading = Loading(dtype=dtype)
+    opened = open_checkpoint(folder, on_gpu=False, threads=threads, loading=loading, progress=lambda *_: None)
     found = {"checkpoint": folder.name, "dtype": dtype, "threads": threads, **_times(opened.model, opened.vocab_size)}
     found["peak_bytes_above_process"] = peak_resident_bytes() - baseline
     found["process_bytes"] = baseline

@@ -117,12 +117,17 @@ def carry_out(plan: Plan, output: Path, model: Path) -> Made:
 
 _LOGITS = """
 import sys, json, torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 folder, reference, dtype = sys.argv[1:]
 tokens = AutoTokenizer.from_pretrained(reference)(TEXT, return_tensors="pt")
 tokens = tokens.input_ids[:, :256]
 def logits(path):
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), device_map={"": DEVICE}).eval()
+    config = AutoConfig.from_pretrained(path)
+    if BACKEND and hasattr(config, "quantization_config"):
+        config.quantization_config["backend"] = BACKEND
+    model = AutoModelForCausalLM.from_pretrained(
+        path, config=config, dtype=getattr(torch, dtype), device_map={"": DEVICE}
+    ).eval()
     with torch.inference_mode():
         return model(tokens.to(DEVICE)).logits.float().log_softmax(-1).cpu()
 ours, theirs = logits(folder), logits(reference)
@@ -132,9 +137,17 @@ print(json.dumps({"finite": bool(torch.isfinite(ours).all()), "kl": kl, "nll": n
 """
 
 
-def reloaded(python: Path, folder: Path, reference: Path, text: str, dtype: str, device: str = "cpu") -> dict[str, Any]:
+def reloaded(
+    python: Path,
+    folder: Path,
+    reference: Path,
+    text: str,
+    dtype: str,
+    device: str = "cpu",
+    kernel: str | None = None,
+) -> dict[str, Any]:
     """What plain transformers computes with an artifact, against the model it was made of: KL divergence in nats."""
-    program = _LOGITS.replace("TEXT", repr(text)).replace("DEVICE", repr(device))
+    program = _LOGITS.replace("TEXT", repr(text)).replace("DEVICE", repr(device)).replace("BACKEND", repr(kernel))
     environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [str(python), "-c", program, str(folder), str(reference), dtype],

@@ -9,6 +9,8 @@ import pytest
 from planner.core.data import data_path
 from planner.core.workload import Quantizing
 from planner.execute import runner
+from planner.workflow.survey import survey
+from planner.workflow.verifying import kernel_options, runnable
 from tests.artifact_fixtures import carry_out, environments_home, plan_for, reloaded, use_environment
 
 pytestmark = pytest.mark.gpu
@@ -56,5 +58,7 @@ def test_made_and_loaded_on_the_gpu(name: str, tmp_path: Path) -> None:
     if environment == "autoawq":
         python = use_environment("gptqmodel")
     text = data_path("demo/heldout.txt").read_text("utf-8")[:2000]
-    found = reloaded(python, made.folder, data_path("demo/model"), text, "float16", "cuda")
+    told, _ = kernel_options(runnable(plan.variant), survey(), model=None, on_gpu=True)
+    kernel = dict(told).get("backend")
+    found = reloaded(python, made.folder, data_path("demo/model"), text, "float16", "cuda", kernel)
     assert found["finite"] and found["kl"] < (0.35 if type_ == "3bit" else 0.08), found

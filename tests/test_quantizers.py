@@ -20,7 +20,19 @@ from planner.core.plan import Step
 from planner.core.workload import Quantizing, Workload
 from planner.execute import artifacts, environments
 from planner.formats.safetensors import open_checkpoint, read_tensor_bytes
-from planner.methods import awq, bitsandbytes, gptq, none, none_run, quantizers, scripts, serving, wishes
+from planner.methods import (
+    awq,
+    bitsandbytes,
+    directory_run,
+    gptq,
+    none,
+    none_run,
+    quantizers,
+    scripts,
+    serving,
+    torch_run,
+    wishes,
+)
 from planner.models import catalog
 
 
@@ -317,3 +329,19 @@ def test_settings_survive_in_a_step() -> None:
     variant = dataclasses.replace(gptq.variant("4bit"), symmetric=False)
     made = gptq.steps(model(), variant)[0].settings
     assert made is not None and (made.symmetric, made.quantizer) == (False, "gptqmodel")
+
+
+def test_a_checkpoint_that_a_library_refuses_is_not_an_output_that_cannot_be_written(tmp_path: Path) -> None:
+    """transformers raises ``OSError`` for files that it misses, as a full disk does."""
+    torch = pytest.importorskip("torch")
+    with (
+        pytest.raises(InputError) as caught,
+        directory_run.atomic_directory(tmp_path / "made"),
+        torch_run.loading(tmp_path / "model"),
+    ):
+        raise OSError("no file named model.safetensors\nand more")
+    assert caught.value.code == "model-refused" and "index" in caught.value.hint
+    assert caught.value.numbers == "no file named model.safetensors"
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(torch.OutOfMemoryError), torch_run.loading(tmp_path):
+        raise torch.OutOfMemoryError("CUDA out of memory")

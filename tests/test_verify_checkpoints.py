@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from planner import models
 from planner.core.candidate import Placement
 from planner.core.errors import InputError, MissingDependency
 from planner.core.hardware import Cpu, HardwareProfile, Memory
@@ -143,7 +145,66 @@ def test_a_quantized_checkpoint_has_the_shapes_of_what_it_was_made_from(packed: 
 def test_the_type_that_a_kernel_asks_for_reaches_the_child(packed: Path) -> None:
     variant = verifying.runnable(checkpoint_variant(packed))
     assert variant.runtime == "transformers"
-    assert dict(verifying.kernel_options(variant, MACHINE, on_gpu=False)) == {"dtype": "bfloat16"}
+    told, notes = verifying.kernel_options(variant, MACHINE, model=None, on_gpu=False)
+    assert dict(told) == {"dtype": "bfloat16"} and notes == ()
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "type_", "told", "noted"),
+    [
+        (True, "4bit", {"backend": "marlin"}, "is compiled the first time"),
+        (False, "4bit", {"backend": "triton"}, "measured with GPTQModel Triton"),
+        (False, "8bit", {"backend": "triton"}, "measured with GPTQModel Triton"),
+        (True, "2bit", {"backend": "triton"}, ""),
+    ],
+)
+def test_a_kernel_that_has_to_be_compiled_is_asked_for_where_that_can_be_done(
+    monkeypatch: pytest.MonkeyPatch, nvcc: bool, type_: str, told: dict[str, str], noted: str
+) -> None:
+    """On Hopper too: what GPTQModel prefers there is fetched from the network at its first use."""
+    from planner.methods import gptq
+    from planner.workflow.survey import survey
+
+    monkeypatch.setattr(verifying, "nvcc_is_here", lambda: nvcc)
+    variant = verifying.runnable(gptq.variant(type_))
+    model = models.resolve("tinyllama-1.1b")
+    for machine in ("rtx-4090", "h100-80gb"):
+        found, notes = verifying.kernel_options(variant, survey(machine), model=model, on_gpu=True)
+        assert dict(found) == told
+        assert noted in " ".join(notes) and bool(notes) == bool(noted)
+
+
+def test_nvcc_is_looked_for_where_gptqmodel_looks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    if not Path("/usr/local/cuda/bin/nvcc").is_file():
+        assert not verifying.nvcc_is_here()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").touch()
+    assert verifying.nvcc_is_here()
+
+
+def test_the_kernel_asked_for_reaches_what_transformers_loads(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    from planner.verify import torch_engine
+    from planner.verify.trial import Loading
+
+    seen: list[Any] = []
+
+    def load(path: Path, *, config: Any, **_: Any) -> Any:
+        seen.append(config.quantization_config)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", load)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: object() if name == "optimum" else found(name, *a)
+    )
+    for loading in (Loading(backend="marlin"), Loading()):
+        with pytest.raises(InputError):
+            torch_engine.open_checkpoint(packed, on_gpu=False, threads=1, progress=lambda *_: None, loading=loading)
+    assert seen[0] == GPTQ | {"backend": "marlin"} and seen[1] == GPTQ
 
 
 def _trial(others: float | None, gpu_layers: int = 0) -> SpeedTrial:

@@ -29,9 +29,10 @@ def work(job: Job, progress: Progress) -> dict[str, Any]:
     chosen = samples(job, tokenizer)
     _tell(progress)
     with directory_run.atomic_directory(Path(job.output)) as folder:
-        model = AutoAWQForCausalLM.from_pretrained(
-            str(source), device_map={"": on}, torch_dtype=getattr(torch, half), use_cache=False
-        )
+        with torch_run.loading(source):
+            model = AutoAWQForCausalLM.from_pretrained(
+                str(source), device_map={"": on}, torch_dtype=getattr(torch, half), use_cache=False
+            )
         model.quantize(
             tokenizer,
             quant_config=_config(job),

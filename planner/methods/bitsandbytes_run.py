@@ -28,9 +28,10 @@ def work(job: Job, progress: Progress) -> dict[str, Any]:
     on = torch_run.device()
     with directory_run.atomic_directory(Path(job.output)) as folder:
         progress(0.0, 1.0)
-        model = AutoModelForCausalLM.from_pretrained(
-            str(source), quantization_config=_config(job), dtype=getattr(torch, half), device_map={"": on}
-        )
+        with torch_run.loading(source):
+            model = AutoModelForCausalLM.from_pretrained(
+                str(source), quantization_config=_config(job), dtype=getattr(torch, half), device_map={"": on}
+            )
         progress(LOADED_SHARE, 1.0)
         model.save_pretrained(str(folder), max_shard_size=directory_run.SHARD_BYTES)
         torch_run.finish(source, folder, half, narrow=False)

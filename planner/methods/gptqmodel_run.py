@@ -48,19 +48,20 @@ def _quantized(
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
     config = QuantizeConfig(**_config(job, folder, on))
-    model = GPTQModel.load(
-        job.source, config, dtype=getattr(torch, dtype), device=on, trust_remote_code=False, backend=BACKEND.AUTO
-    )
+    with torch_run.loading(Path(job.source)):
+        model = GPTQModel.load(
+            job.source, config, dtype=getattr(torch, dtype), device=on, trust_remote_code=False, backend=BACKEND.AUTO
+        )
     model.layer_callback = _Told(progress, int(model.model.config.get_text_config().num_hidden_layers))
     data = [{"input_ids": chunk, "attention_mask": [1] * len(chunk)} for chunk in chunks]
-    # the kernel only matters for checking the settings: on a CPU the default one would be compiled first
+    # the kernel only matters for checking the settings, and the default one would be compiled first, for minutes
     plain = BACKEND.AWQ_TORCH if job.step.method == "awq" else BACKEND.GPTQ_TORCH
     try:
         model.quantize(
             data,
             batch_size=1,
             tokenizer=tokenizer,
-            backend=plain if on == "cpu" else BACKEND.AUTO,
+            backend=plain,
             calibration_sort=None,
         )
     except (ValueError, NotImplementedError) as error:
@@ -73,7 +74,7 @@ def _quantized(
 
 
 def _config(job: Job, folder: Path, on: str) -> dict[str, Any]:
-    """Arguments of ``QuantizeConfig``; ``pack_impl``: the other packer compiles C++ for most of a minute first."""
+    """Arguments of ``QuantizeConfig``; ``pack_impl``: its default compiles C++ for most of a minute first."""
     step, chosen = job.step, torch_run.settings(job)
     bits = int(str(step.type).removesuffix("bit"))
     config: dict[str, Any] = {
@@ -82,7 +83,7 @@ def _config(job: Job, folder: Path, on: str) -> dict[str, Any]:
         "sym": chosen.symmetric,
         "method": step.method,
         "format": chosen.format.removeprefix("awq-"),
-        "pack_impl": "original" if on == "cpu" else "cpu",
+        "pack_impl": "original" if on == "cpu" else "gpu",
         "offload_to_disk": True,
         "offload_to_disk_path": str(folder / _OFFLOADED),
     }

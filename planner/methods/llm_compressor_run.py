@@ -32,7 +32,8 @@ def work(job: Job, progress: Progress) -> dict[str, Any]:
     if on == "cpu":
         _leave_memory_unpinned()
     with directory_run.atomic_directory(Path(job.output)) as folder:
-        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=getattr(torch, half))
+        with torch_run.loading(source):
+            model = AutoModelForCausalLM.from_pretrained(str(source), dtype=getattr(torch, half))
         recipe = [_told(progress, model.config.get_text_config().num_hidden_layers), *_recipe(job)]
         oneshot(model=model, recipe=recipe, **(_calibrating(chosen) if chosen else {}))
         model.save_pretrained(str(folder), save_compressed=True, max_shard_size=directory_run.SHARD_BYTES)

@@ -6,7 +6,8 @@ import functools
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -81,6 +82,29 @@ def half_of(source: Path) -> str:
     tensors = open_checkpoint(source).tensors.values()
     sizes = {name: sum(t.element_count for t in tensors if t.dtype == name) for name in _HALVES}
     return "float16" if sizes["F16"] > sizes["BF16"] else "bfloat16"
+
+
+@contextmanager
+def loading(source: Path) -> Iterator[None]:
+    """A block in which a library reads the checkpoint ``source``.
+
+    Raises:
+        InputError: it refused, for another reason than memory.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        told = str(error).strip()
+        raise InputError(
+            f"{source} cannot be loaded",
+            numbers=told.splitlines()[0][:300] if told else type(error).__name__,
+            hint="a checkpoint has config.json, a tokenizer and safetensors files; of several, also an index of them",
+            code="model-refused",
+        ) from error
 
 
 def tokenizer(source: Path) -> Any:

@@ -73,6 +73,8 @@ class Kernel:
     in_multiple: int = 1
     out_multiple: int = 1
     group_divides_shard: bool = False
+    compiled: bool = False
+    """Its runtime compiles it with nvcc when it is first used."""
     predicted: bool = True
     on_request: bool = False
     """It is proposed only where its method was asked for by name."""
@@ -145,6 +147,11 @@ def kernels() -> tuple[Kernel, ...]:
     return tuple(Kernel(**_frozen(row)) for row in _table()["kernel"])
 
 
+def is_compiled(id_: str) -> bool:
+    """Whether the kernel of this row is compiled when it is first used."""
+    return any(row.compiled for row in kernels() if row.id == id_)
+
+
 @cache
 def split_limits() -> tuple[SplitLimit, ...]:
     """Limits of tensor parallelism that no single kernel sets."""
@@ -206,6 +213,7 @@ def validate(
     *,
     gpus_used: bool = True,
     tensor_parallel: int = 1,
+    compiler: bool = True,
 ) -> KernelUse | Rejection:
     """The kernel that ``variant`` gets on ``hardware``, or the row that forbids it.
 
@@ -213,11 +221,12 @@ def validate(
         matrices: the quantized matrix products of the model; their shapes decide.
         gpus_used: False: all layers on the CPU, whatever GPUs there are.
         tensor_parallel: GPUs that each matrix is split over.
+        compiler: False: there is no nvcc, so that no kernel is compiled at its first use.
     """
     refusal = _format_refusal(variant)
     if refusal is not None:
         return refusal
-    rows = kernels_of(variant.runtime, variant.method)
+    rows = [row for row in kernels_of(variant.runtime, variant.method) if compiler or not row.compiled]
     shapes = tuple(matrices)
     machine = hardware.gpus if gpus_used else ()
     broken = [_broken(row, variant, shapes, hardware, machine, tensor_parallel) for row in rows]

@@ -66,7 +66,7 @@ def _speed(request: TrialRequest, progress: Progress) -> SpeedTrial:
     if path.is_dir():
         from planner.verify import torch_speed
 
-        return torch_speed.measure_speed(path, request.placement, dtype=_dtype(request) or "auto", **asked)
+        return torch_speed.measure_speed(path, request.placement, loading=request.loading, **asked)
     from planner.verify.speed import measure_speed
 
     return measure_speed(path, request.placement, repack=request.repack, **asked)
@@ -102,17 +102,12 @@ def _quality_against(request: TrialRequest, reference: Path | None, progress: Pr
         max_chunks=request.max_chunks,
         threads=request.placement.threads or default_threads(),
         offload=native.Offload.of(request.placement),
-        dtype=_dtype(request),
+        loading=request.loading,
         like_llama_cpp=request.like_llama_cpp,
         budget_seconds=request.budget_seconds,
         repack=request.repack,
         progress=progress,
     )
-
-
-def _dtype(request: TrialRequest) -> str | None:
-    """What transformers is told to compute the artifact in."""
-    return dict(request.options).get("dtype")
 
 
 def read_text(path: Path) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from planner.core.errors import InputError
 from planner.verify import native
 from planner.verify.perplexity import Scores
-from planner.verify.trial import QualityTrial
+from planner.verify.trial import AS_IT_IS, Loading, QualityTrial
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,7 +82,7 @@ def measure_quality(
     threads: int,
     offload: native.Offload = native.ON_CPU,
     repack: bool = True,
-    dtype: str | None = None,
+    loading: Loading = AS_IT_IS,
     like_llama_cpp: bool = False,
     budget_seconds: float | None = None,
     progress: native.Progress,
@@ -100,8 +100,7 @@ def measure_quality(
     Args:
         context: tokens of a chunk; a model trained on shorter texts gets chunks of its length.
         max_chunks: at most so many chunks; ``None`` is all.
-        dtype: what transformers computes the model in, ``auto`` for what its checkpoint says; the reference, and a
-            model where it is ``None``, are computed exactly.
+        loading: how transformers loads the model; the reference is computed exactly.
         like_llama_cpp: round the reference's log-probabilities to 16 bits as llama-perplexity's file does.
         budget_seconds: stop after the batch that passes this.
 
@@ -115,7 +114,7 @@ def measure_quality(
         native.library()
     with ExitStack() as stack:
         opened = partial(_opened, stack=stack, threads=threads, offload=offload, repack=repack, progress=progress)
-        scorer = opened(model_path, dtype=dtype)
+        scorer = opened(model_path, loading=loading)
         context = min(context, scorer.trained_context)
         reference = None if reference_path is None else opened(reference_path)
         tokens = _tokens(scorer, reference, text, context)
@@ -144,13 +143,13 @@ def _opened(
     offload: native.Offload,
     repack: bool,
     progress: native.Progress,
-    dtype: str | None = None,
+    loading: Loading = AS_IT_IS,
 ) -> Engine:
     """What runs ``path``: a checkpoint directory or a GGUF file, which stays open until ``stack`` ends."""
     if path.is_dir():
         from planner.verify.torch_engine import open_checkpoint
 
-        return open_checkpoint(path, on_gpu=offload.gpu_layers > 0, threads=threads, progress=progress, dtype=dtype)
+        return open_checkpoint(path, on_gpu=offload.gpu_layers > 0, threads=threads, progress=progress, loading=loading)
     model = stack.enter_context(native.open_model(path, offload=offload, repack=repack, progress=progress))
     return _LlamaCpp(model, stack, threads, model.vocab_size, model.trained_context)
 

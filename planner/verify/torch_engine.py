@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.core.errors import ExecutionFailed, InputError, MissingDependency
+from planner.verify.trial import AS_IT_IS, Loading
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,15 +64,18 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    path: Path, *, on_gpu: bool, threads: int, progress: Callable[[str, float], None], dtype: str | None = None
+    path: Path,
+    *,
+    on_gpu: bool,
+    threads: int,
+    progress: Callable[[str, float], None],
+    loading: Loading = AS_IT_IS,
 ) -> Checkpoint:
     """Load a checkpoint directory; only safetensors, and no code from it is run.
 
     Args:
         on_gpu: all of it on the first GPU.
         threads: of torch, for what runs on the CPU.
-        dtype: what it is computed in: a type of torch, or ``auto`` for the checkpoint's own. ``None``: exactly, so in
-            float32 on a CPU where the weights are not quantized, else ``auto``.
 
     Raises:
         MissingDependency: torch, transformers or what the checkpoint's quantization needs is not installed.
@@ -85,11 +89,12 @@ def open_checkpoint(
     cuda = _cuda(torch) if on_gpu else False
     try:
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        if dtype is None:
-            exact = getattr(config, "quantization_config", None) is None and not cuda
-            dtype = "float32" if exact else "auto"
+        quantized = getattr(config, "quantization_config", None)
+        if quantized is not None and loading.backend is not None:
+            config.quantization_config = {**quantized, "backend": loading.backend}
+        dtype = loading.dtype or ("auto" if quantized is not None or cuda else "float32")
         kind = dtype if dtype == "auto" else getattr(torch, dtype)
-        model = _model(path, kind, "cuda" if cuda else None)
+        model = _model(path, config, kind, "cuda" if cuda else None)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except ImportError as error:
         raise MissingDependency(
@@ -111,18 +116,24 @@ def open_checkpoint(
     return Checkpoint(model, tokenizer, int(text_config.vocab_size), context)
 
 
-def _model(path: Path, dtype: Any, device: str | None) -> Any:
+def _model(path: Path, config: Any, dtype: Any, device: str | None) -> Any:
     """The model by transformers' own quantizers, by GPTQModel itself where transformers would need optimum for it."""
     if _method(path) == "gptq" and importlib.util.find_spec("optimum") is None:
         from gptqmodel import GPTQModel
 
         return GPTQModel.load(
-            str(path), device=device or "cpu", dtype=dtype, trust_remote_code=False, local_files_only=True
+            str(path),
+            device=device or "cpu",
+            dtype=dtype,
+            backend=config.quantization_config.get("backend", "auto"),
+            trust_remote_code=False,
+            local_files_only=True,
         ).model
     import transformers
 
     return transformers.AutoModelForCausalLM.from_pretrained(
         path,
+        config=config,
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,

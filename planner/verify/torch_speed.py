@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from planner.execute.resident import reset_peak, resident_bytes
 from planner.verify.memory import GpuMemory
 from planner.verify.sampling import Progress, fill, lengths, memory_trial, random_numbers, timings
 from planner.verify.torch_engine import Checkpoint, import_backend, open_checkpoint
-from planner.verify.trial import Buffer, SpeedTrial
+from planner.verify.trial import AS_IT_IS, Buffer, Loading, SpeedTrial
 
 RESERVED = "reserved"
 """Of torch's account of a GPU: what its allocator holds, which stands for the GPU's use where NVML does not tell it."""
@@ -106,7 +106,7 @@ def measure_speed(
     decode_tokens: int = 32,
     budget_seconds: float = 120.0,
     threads: int,
-    dtype: str = "auto",
+    loading: Loading = AS_IT_IS,
     progress: Progress,
 ) -> SpeedTrial:
     """Load, warm up, prefill ``placement.prompt_tokens`` from an empty cache, decode at ``placement.depth``; repeat.
@@ -125,8 +125,9 @@ def measure_speed(
     baseline = resident_bytes()
     on_gpu = placement.gpu_layers > 0
     gpus = GpuMemory(wanted=on_gpu)
+    as_stored = replace(loading, dtype=loading.dtype or "auto")  # as users run it, not exactly
     began = time.perf_counter()
-    checkpoint = open_checkpoint(folder, on_gpu=on_gpu, threads=threads, progress=progress, dtype=dtype)
+    checkpoint = open_checkpoint(folder, on_gpu=on_gpu, threads=threads, progress=progress, loading=as_stored)
     load_seconds = time.perf_counter() - began
     gpus.look()
     run = _Run(checkpoint, _tokens(placement.context, checkpoint))

@@ -15,6 +15,20 @@ VLLM = "vllm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """How transformers loads a quantized checkpoint."""
+
+    dtype: str | None = None
+    """What it is computed in: a type of torch, or ``auto`` for the checkpoint's own. ``None``: exactly, so in float32
+    on a CPU where the weights are not quantized, else ``auto``."""
+    backend: str | None = None
+    """GPTQModel's kernel (``AwqBackend`` of transformers); ``None``: the one that it prefers."""
+
+
+AS_IT_IS = Loading()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRequest:
     """One measurement in a child process: speed and memory at a placement, or quality against a reference."""
 
@@ -48,6 +62,12 @@ class TrialRequest:
     """What transformers is told to run a checkpoint, as ``(("dtype", "bfloat16"),)``; else what the checkpoint says."""
     like_llama_cpp: bool = False
     """Round the reference as the file of ``llama-perplexity --kl-divergence-base`` does."""
+
+    @property
+    def loading(self) -> Loading:
+        """The part of :attr:`options` that loading a checkpoint takes."""
+        told = dict(self.options)
+        return Loading(dtype=told.get("dtype"), backend=told.get("backend"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,7 +93,8 @@ def measure(artifact: Path, options: QualityOptions, progress: Callable[[str, fl
     )
     variant, notes = _variant_of(artifact)
     if variant is not None and artifact.is_dir() and variant.method != "none":
-        request = replace(request, options=kernel_options(variant, here, on_gpu=options.gpu_layers > 0))
+        told, of_kernel = kernel_options(variant, here, model=model, on_gpu=options.gpu_layers > 0)
+        request, notes = replace(request, options=told), (*notes, *of_kernel)
     trial = run_trial(request, progress=progress, python=python_of(artifact, variant, reference))
     tasks = _tasks(artifact, options, progress) if options.tasks else None
     kept: tuple[Measurement, ...] = ()

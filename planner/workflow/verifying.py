@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from planner.core.measurement import Measurement
 from planner.core.model import ModelSpec, shape_sha256
 from planner.core.plan import Expectation, Plan
 from planner.execute import preflight
+from planner.methods.common import products
 from planner.runtimes import kernels
 from planner.verify.trial import VLLM
 from planner.workflow import reporting
@@ -209,6 +212,7 @@ def measure(
     from planner.verify.artifact import verify_artifact
 
     model, variant, placement = subject.model, subject.variant, subject.placement
+    options, notes = kernel_options(variant, here, model=model, on_gpu=placement.gpu_layers > 0)
     result = verify_artifact(
         artifact,
         subject=learned.Subject(
@@ -227,10 +231,10 @@ def measure(
         progress=progress,
         budget_seconds=budget_seconds,
         python=python_of(artifact, variant, reference),
-        options=(*kernel_options(variant, here, on_gpu=placement.gpu_layers > 0), *_vllm_options(subject)),
+        options=(*options, *_vllm_options(subject)),
         speed_python=Path(sys.executable) if variant.runtime == VLLM else None,
     )
-    return dataclasses.replace(result, notes=(*subject.notes, *result.notes, *remember(result.measurements)))
+    return dataclasses.replace(result, notes=(*subject.notes, *notes, *result.notes, *remember(result.measurements)))
 
 
 def _vllm_options(subject: Subject) -> tuple[tuple[str, str], ...]:
@@ -242,12 +246,35 @@ def _vllm_options(subject: Subject) -> tuple[tuple[str, str], ...]:
     return (("runtime", VLLM), ("kv_cache_bytes", str(cache_bytes(subject.model, subject.placement))))
 
 
-def kernel_options(variant: Variant, here: HardwareProfile, *, on_gpu: bool) -> tuple[tuple[str, str], ...]:
-    """What the runtime must be told to take the kernel that the table has for the variant here."""
+def kernel_options(
+    variant: Variant, here: HardwareProfile, *, model: ModelSpec | None, on_gpu: bool
+) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """What the runtime must be told to take the kernel that the table has for the variant here, and what to know of it.
+
+    Args:
+        model: its shapes decide with; ``None``: they are not known.
+    """
     if variant.format == "gguf":
-        return ()
-    found = kernels.validate(variant, (), here, gpus_used=on_gpu)
-    return found.arguments if isinstance(found, KernelUse) else ()
+        return (), ()
+    shapes = products(model) if model is not None else ()
+    best = kernels.validate(variant, shapes, here, gpus_used=on_gpu)
+    if not isinstance(best, KernelUse) or not kernels.is_compiled(best.id):
+        return (best.arguments if isinstance(best, KernelUse) else ()), ()
+    if nvcc_is_here():
+        return best.arguments, (f"{best.name} is compiled the first time it is used, which takes minutes",)
+    ready = kernels.validate(variant, shapes, here, gpus_used=on_gpu, compiler=False)
+    missing = f"{best.name} is compiled with nvcc of the CUDA toolkit, which is not here"
+    if not isinstance(ready, KernelUse):
+        return (), (missing,)
+    return ready.arguments, (f"{missing}: measured with {ready.name}",)
+
+
+def nvcc_is_here() -> bool:
+    """Whether there is a compiler for CUDA, where GPTQModel looks for it: the PATH, CUDA_HOME, /usr/local/cuda."""
+    homes = [home for name in ("CUDA_HOME", "CUDA_PATH") if (home := os.environ.get(name))]
+    return shutil.which("nvcc") is not None or any(
+        (Path(home) / "bin" / "nvcc").is_file() for home in (*homes, "/usr/local/cuda")
+    )
 
 
 _ENVIRONMENTS = {"awq": "gptqmodel", "gptq": "gptqmodel", "bitsandbytes": "bitsandbytes", "none": "bitsandbytes"}
