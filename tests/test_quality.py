@@ -267,7 +267,8 @@ def test_the_less_is_known_of_a_model_the_wider_the_interval() -> None:
         assert ratio and ratio.basis == FORMULA
         return log(log(ratio.high) / log(ratio.low))
 
-    assert width("mistral-7b-v0.1") < width("llama-3.1-8b") < width("qwen2.5-7b")
+    known, kin, stranger = (width(name) for name in ("mistral-7b-v0.1", "llama-3.1-8b", "qwen2.5-7b"))
+    assert 1.15 * known < kin and 1.15 * kin < stranger
 
 
 @pytest.fixture
