@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from quality_rows import Rows, repetitions
 from planner.core.candidate import Variant
 from planner.core.data import data_path, read_table
 from planner.estimate import quality_noise
+from planner.estimate.quality_model import family_of
 from planner.formats.ggml import type_traits
 
 CLASSES = ("K", "I", "legacy")
@@ -76,17 +78,20 @@ def families(found: Fit) -> dict[str, float | int | str]:
     return {n: float(np.exp(found.values[f"family.{n}"] + found.values[f"maker.{maker_of(n)}"])) for n in names}
 
 
+def family_rows(rows: Rows) -> dict[str, float | int | str]:
+    """Published losses by family."""
+    return dict(sorted(Counter(family_of(spec) for spec in rows.specs).items()))
+
+
 def coefficients(found: Fit) -> list[str]:
     """The tables that the formula reads."""
-    named = ("family.", "maker.", "model.", "slope.", "role.")
+    named = ("family.", "maker.", "model.", "role.")
     factors = {n: v for n, v in sorted(found.values.items()) if not n.startswith(named)}
-    slopes = {n.removeprefix("slope."): v for n, v in sorted(found.values.items()) if n.startswith("slope.")}
     return [
         *toml("factors", {n: v if n in PLAIN else float(np.exp(v)) for n, v in factors.items()}),
         *toml("roles", parts(found, "role.")),
         *toml("family", families(found)),
         *toml("models", parts(found, "model.")),
-        *toml("slopes", slopes),  # type: ignore[arg-type]
     ]
 
 
@@ -97,6 +102,7 @@ def main() -> None:
     found = monotone(fit(rows, everything))
     held = held_out(rows, found)
     figures = print_errors(held, held.by_model, "Whole models held out")
+    strangers = print_errors(held, held.by_family, "Whole families held out")
     known = print_errors(held, held.by_type, "One type of a model held out, its other types known")
     relation = divergence_relation()
     print_divergence(relation)
@@ -110,9 +116,11 @@ def main() -> None:
         f'date = "{datetime.date.today().isoformat()}"',
         "",
         *coefficients(found),
+        *toml("family_rows", family_rows(rows)),
         *toml("divergence", relation),  # type: ignore[arg-type]
     ]
     for label, predicted, stretched in (
+        ("new-family", held.by_family, strangers),
         ("new-model", held.by_model, figures),
         ("known-model", held.by_type, known),
     ):
@@ -125,7 +133,8 @@ def main() -> None:
     most = widths(rows, held.by_type, held.ranges, everything)["all"] * known["interval_stretch"]
     spread = {name: min(float(np.quantile(pairs, 0.8)), most) for name, pairs in again.items()}
     lines += toml("interval.published", spread)  # type: ignore[arg-type]
-    lines += toml("cross_validation", figures) + toml("cross_validation_known_model", known)  # type: ignore[arg-type]
+    for name, errors in (("", figures), ("_new_family", strangers), ("_known_model", known)):
+        lines += toml(f"cross_validation{name}", errors)  # type: ignore[arg-type]
     data_path("quality_model.toml").write_text("\n".join(lines), encoding="utf-8")
     print("wrote data/quality_model.toml")
 

@@ -18,7 +18,15 @@ from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from quality_fit import Array, Fit, fit, leave_one_model_out, leave_one_type_out, noise_of
+from quality_fit import (
+    Array,
+    Fit,
+    fit,
+    leave_one_family_out,
+    leave_one_model_out,
+    leave_one_type_out,
+    noise_of,
+)
 from quality_rows import Rows
 
 from planner.core.data import read_table
@@ -35,14 +43,15 @@ class HeldOut:
 
     rows: Rows
     by_model: Array
+    by_family: Array
     by_type: Array
     ranges: Array
 
 
 def held_out(rows: Rows, found: Fit) -> HeldOut:
-    """Leave out models, then types of models."""
+    """Leave out models, families, then types of models."""
     ranges = np.array([noise_range(n) for n in noise_of(rows, found)])
-    return HeldOut(rows, leave_one_model_out(rows), leave_one_type_out(rows), ranges)
+    return HeldOut(rows, leave_one_model_out(rows), leave_one_family_out(rows), leave_one_type_out(rows), ranges)
 
 
 def widths(rows: Rows, predicted: Array, ranges: Array, mask: Array) -> dict[str, float]:
@@ -187,6 +196,7 @@ def main() -> None:
     rows = Rows()
     held = held_out(rows, fit(rows, np.ones(len(rows), bool)))
     print_errors(held, held.by_model, "Whole models held out")
+    print_errors(held, held.by_family, "Whole families held out")
     print_errors(held, held.by_type, "One type of a model held out, its other types known")
     print_divergence(divergence_relation())
 

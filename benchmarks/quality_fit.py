@@ -1,7 +1,8 @@
 """Fit the coefficients of planner/estimate/quality_model.py: a robust maximum a posteriori with derivatives.
 
-Every factor has a prior, so that a family, a type or a method with few rows stays near what is usual. A published loss
-has a relative and an absolute noise, and a row that disagrees by many times that counts in proportion, not squared.
+Every factor has a prior, so that a family, a type or a method with few rows stays near what is usual; how far from the
+usual is :class:`Spreads`, which ``quality_priors.py`` weighs by evidence. A published loss has a relative and an
+absolute noise, and a row that disagrees by many times that counts in proportion, not squared.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.optimize import least_squares
+from scipy.sparse import csr_matrix
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -27,27 +29,52 @@ from planner.estimate.quality_model import (
     REFERENCE_NOISE,
     REFERENCE_PARAMS,
     REFERENCE_TOKENS,
-    families,
+    family_of,
     training_tokens,
 )
 from planner.methods import gguf_mix
 
-RELATIVE, ABSOLUTE = 0.12, 0.0008  # noise of one published ln(ratio)
-KIN_SIGMA = 0.25  # of the logarithm of two models' sensitivities told by their losses of accuracy
 LEAST = 2e-4  # losses below are noise
-LEAST_VALUES = {"size": 0.02, "size.small": 0.02, "bend.size": 0.0}  # a larger model of a family never loses more
+LEAST_VALUES = {"size": 0.005, "size.small": 0.02, "bend.size": 0.0}
+"""A larger model of a family never loses more. The published ones of over 8e9 weights lose no less than their smaller
+kin, so that the exponent of size ends at its bound."""
 
 Array = np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Spreads:
+    """Standard deviations before any row is seen, of logarithms where not said otherwise.
+
+    Each is within one nat of the greatest evidence (``quality_priors.py``).
+    """
+
+    type: float = 0.05
+    """Of a type from its class: what ggml's own kernels do to normally distributed weights tells nearly all."""
+    role: float = 1.0
+    model: float = 0.2
+    family: float = 0.1
+    maker: float = 0.4
+    tokens: float = 0.05
+    """Of the exponent of training tokens."""
+    kin: float = 0.15
+    """Of two models' sensitivities told by their losses of accuracy."""
+    relative: float = 0.1
+    """Of one published ln(ratio)."""
+    absolute: float = 0.0006
+    """Of one published ln(ratio), in ln(ratio)."""
+
+
+SPREADS = Spreads()
 
 # Mean and sigma of the logarithm of each factor before any row is seen.
 PRIORS = {
     "scale": (np.log(0.045), 1.0),
-    "power": (1.0, 0.04),  # proportional: arXiv:2411.17525
-    "tokens": (0.5, 0.15),  # exponents of training tokens and size: arXiv:2411.17691 has 0.53 and 0.23
-    "size": (0.2, 0.1),
+    "power": (1.0, 0.02),  # proportional: arXiv:2411.17525
+    "size": (0.1, 0.1),  # arXiv:2411.17691 has 0.23, of models below 12e9 weights
     "size.small": (0.23, 0.08),  # below the reference size, where no row is
     "bend": (0.1, 0.1),  # how much faster than in proportion the loss grows at the noise of 1- and 2-bit types
-    "bend.size": (0.1, 0.07),
+    "bend.size": (0.1, 0.1),
     "activations": (np.log(6e-5), 0.6),  # twice the error of Q8_0, which is what activations are rounded to
     "class.K": (0.0, 0.15),
     "class.I": (0.0, 0.15),
@@ -65,14 +92,8 @@ PRIORS = {
     "group.none": (0.2, 0.2),  # rows of real weights have outliers that the normal distribution lacks
     "act_order": (-0.1, 0.1),
 }
-BY_KIND = {
-    "type.": (0.0, 0.15),
-    "maker.": (0.0, 0.4),
-    "family.": (0.0, 0.2),
-    "model.": (0.0, 0.2),
-    "slope.": (0.0, 0.05),
-    "role.": (0.0, 0.4),
-}
+TOKENS = 0.5
+"""Mean of the exponent of training tokens: arXiv:2411.17691 has 0.53."""
 ROLE_PRIORS = {
     f"role.{gguf_mix.TOKEN_EMBEDDING}": (-1.5, 0.5),
     f"role.{gguf_mix.ATTENTION_QKV}": (0.9, 0.3),
@@ -82,16 +103,11 @@ MAKERS = {"llama-": "meta", "qwen": "alibaba"}
 """By the start of a family's name; every other family stands alone."""
 
 
-def prior(name: str) -> tuple[float, float]:
+def prior(name: str, spreads: Spreads = SPREADS) -> tuple[float, float]:
     """Mean and sigma of a parameter."""
-    known = PRIORS.get(name) or ROLE_PRIORS.get(name)
-    return known or next(values for start, values in BY_KIND.items() if name.startswith(start))
-
-
-def family_of(spec: ModelSpec) -> str:
-    """The family whose factor is fitted: the kin that shares all of it stands for a family without rows."""
-    row = families().get(spec.family)
-    return row["kin"] if row and row["kin_share"] == "1" else spec.family
+    if name == "tokens":
+        return TOKENS, spreads.tokens
+    return PRIORS.get(name) or ROLE_PRIORS.get(name) or (0.0, getattr(spreads, name.partition(".")[0]))
 
 
 def maker_of(family: str) -> str:
@@ -118,7 +134,8 @@ class Fit:
 class Problem:
     """Residuals and their derivatives for the rows of a mask."""
 
-    def __init__(self, rows: Rows, mask: Array) -> None:
+    def __init__(self, rows: Rows, mask: Array, spreads: Spreads = SPREADS) -> None:
+        self.spreads = spreads
         self.index = np.flatnonzero(mask)
         chosen = np.isin(rows.entry_row, self.index)
         self.rows, self.entries = rows, np.flatnonzero(chosen)
@@ -127,24 +144,25 @@ class Problem:
         self._matrices()
         self.kin = np.array([self._level(a, a.name) - self._level(b, b.name) for a, b, _ in rows.pairs])
         self.kin_target = np.array([ratio for *_, ratio in rows.pairs])
-        self.mean, self.sigma = np.array([prior(n) for n in self.names]).T
+        self.mean, self.sigma = np.array([prior(n, spreads) for n in self.names]).T
         loss = np.maximum(rows.loss[self.index], LEAST)
-        self.target, self.noise = np.log(loss), np.sqrt(RELATIVE**2 + (ABSOLUTE / loss) ** 2)
+        self.most = np.log([rows.specs[i].n_vocab for i in self.index])
+        self.target, self.noise = np.log(loss), np.hypot(spreads.relative, spreads.absolute / loss)
 
     def _names(self) -> set[str]:
         rows = self.rows
         names = {"scale", "power", "tokens", "size", "size.small", "bend", "bend.size", "activations"}
         names |= {*(f"role.{r}" for r in quality_noise.ROLES)}
         names |= {name for e in self.entries for name in rows.corrections[e]}
-        for i in self.index:
-            names |= {f"model.{rows.models[i]}", f"slope.{rows.models[i]}"}
+        names |= {f"model.{rows.models[i]}" for i in self.index}
         specs = [rows.specs[i] for i in self.index] + [spec for a, b, _ in rows.pairs for spec in (a, b)]
         return names | {name for spec in specs for name in _kinship(spec)}
 
     def _matrices(self) -> None:
         rows, width = self.rows, len(self.names)
         place = {i: k for k, i in enumerate(self.index)}
-        self.owner = np.array([place[i] for i in rows.entry_row[self.entries]])
+        owner, count = [place[i] for i in rows.entry_row[self.entries]], len(self.entries)
+        self.owned = csr_matrix((np.ones(count), (owner, np.arange(count))), shape=(len(self.index), count))
         self.correct = np.zeros((len(self.entries), width))
         self.role = np.zeros((len(self.entries), width))
         for k, e in enumerate(self.entries):
@@ -152,12 +170,11 @@ class Problem:
                 self.correct[k, self.at[name]] = power
             self.role[k, self.at[f"role.{quality_noise.ROLES[rows.entry_role[e]]}"]] = 1
         self.level = np.zeros((len(self.index), width))
-        self.slope, self.bend = np.zeros((len(self.index), width)), np.zeros((len(self.index), width))
+        self.bend = np.zeros((len(self.index), width))
         for k, i in enumerate(self.index):
             self.level[k] = self._level(rows.specs[i], rows.models[i])
             size = np.log(rows.specs[i].parameter_count / REFERENCE_PARAMS)
             self.bend[k, self.at["bend"]], self.bend[k, self.at["bend.size"]] = 1, -size
-            self.slope[k, self.at["power"]] = self.slope[k, self.at[f"slope.{rows.models[i]}"]] = 1
 
     def _level(self, spec: ModelSpec, model: str) -> Array:
         """Which parameters add up to the logarithm of a model's sensitivity."""
@@ -172,9 +189,7 @@ class Problem:
 
     def sums(self, values: Array) -> Array:
         """Entries added up by row."""
-        out = np.zeros((len(self.index), *values.shape[1:]))
-        np.add.at(out, self.owner, values)
-        return out
+        return np.asarray(self.owned @ values)
 
     def _parts(self, theta: Array) -> tuple[Array, ...]:
         """Weights of the entries and their errors, both summed by row too, and the activations' error by row."""
@@ -193,7 +208,7 @@ class Problem:
         """ln of the predicted loss, ``[rows]``, and its derivatives, ``[rows, parameters]``."""
         weight, part, weights, parts, activations = self._parts(theta)
         noise = parts / weights + activations
-        slope = self.slope @ theta
+        power = theta[self.at["power"]]
         log_noise = np.log(noise / REFERENCE_NOISE)
         d_parts = self.sums(part[:, None] * (self.role + self.correct)) / weights[:, None]
         d_weights = (parts / weights**2)[:, None] * self.sums(weight[:, None] * self.role)
@@ -202,16 +217,22 @@ class Problem:
         bend, far = self.bend @ theta, (noise / FAR_NOISE) ** BEND_POWER
         free = (bend > BENDS[0]) & (bend < BENDS[1])
         bend = np.clip(bend, *BENDS)
-        by_noise = (slope + BEND_POWER * bend * far) / noise
-        derivative = self.level + self.slope * log_noise[:, None] + by_noise[:, None] * d_noise
-        derivative += (free * far)[:, None] * self.bend
-        return self.level @ theta + slope * log_noise + bend * far, derivative
+        by_noise = (power + BEND_POWER * bend * far) / noise
+        derivative = self.level + by_noise[:, None] * d_noise + (free * far)[:, None] * self.bend
+        derivative[:, self.at["power"]] += log_noise
+        return self._saturated(self.level @ theta + power * log_noise + bend * far, derivative)
+
+    def _saturated(self, log_loss: Array, derivative: Array) -> tuple[Array, Array]:
+        """ln of the loss that guessing evenly limits, and its derivatives (``quality_model.saturated``)."""
+        part = np.exp(log_loss) / self.most
+        felt = -np.expm1(-part)
+        return np.log(self.most * felt), (part * np.exp(-part) / felt)[:, None] * derivative
 
     def residuals(self, theta: Array) -> Array:
         """Errors over their noise, large ones softened, then the distances from the priors."""
         z = (self.predict(theta)[0] - self.target) / self.noise
         soft = np.sign(z) * np.sqrt(2 * (np.sqrt(1 + z * z) - 1))
-        kin = (self.kin @ theta - self.kin_target) / KIN_SIGMA
+        kin = (self.kin @ theta - self.kin_target) / self.spreads.kin
         return np.concatenate([soft, kin, (theta - self.mean) / self.sigma])
 
     def jacobian(self, theta: Array) -> Array:
@@ -220,18 +241,31 @@ class Problem:
         z = (value - self.target) / self.noise
         soft = np.sqrt(2 * (np.sqrt(1 + z * z) - 1))
         by_z = np.where(np.abs(z) < 1e-6, 1.0, np.abs(z) / (np.sqrt(1 + z * z) * np.maximum(soft, 1e-12)))
-        return np.vstack([(by_z / self.noise)[:, None] * derivative, self.kin / KIN_SIGMA, np.diag(1 / self.sigma)])
+        rows = (by_z / self.noise)[:, None] * derivative
+        return np.vstack([rows, self.kin / self.spreads.kin, np.diag(1 / self.sigma)])
 
-    def solve(self) -> Fit:
-        """The most probable parameters."""
-        low = np.array([LEAST_VALUES.get(name, -np.inf) for name in self.names])
-        found = least_squares(self.residuals, self.mean, jac=self.jacobian, bounds=(low, np.inf)).x
-        return Fit(dict(zip(self.names, (float(v) for v in found), strict=True)))
+    def solve(self, *, bounded: bool = True) -> Array:
+        """The most probable parameters, in the order of the names."""
+        low = np.array([LEAST_VALUES.get(name, -np.inf) if bounded else -np.inf for name in self.names])
+        return np.asarray(least_squares(self.residuals, self.mean, jac=self.jacobian, bounds=(low, np.inf)).x)
+
+    def evidence(self) -> float:
+        """ln(probability of the rows, whatever the parameters) [nats], to a constant: Laplace's approximation.
+
+        That of the spreads which is greatest is empirical Bayes' choice (MacKay 1992, Bayesian interpolation). The
+        bounds are left out: at one the approximation does not hold.
+        """
+        theta = self.solve(bounded=False)
+        residuals, jacobian = self.residuals(theta), self.jacobian(theta)
+        _, curvature = np.linalg.slogdet(jacobian.T @ jacobian)
+        widths = np.log(self.sigma).sum() + np.log(self.noise).sum() + len(self.kin) * np.log(self.spreads.kin)
+        return float(-residuals @ residuals / 2 - curvature / 2 - widths)
 
 
-def fit(rows: Rows, mask: Array) -> Fit:
+def fit(rows: Rows, mask: Array, spreads: Spreads = SPREADS) -> Fit:
     """Parameters from the rows of ``mask``."""
-    return Problem(rows, mask).solve()
+    problem = Problem(rows, mask, spreads)
+    return Fit(dict(zip(problem.names, (float(v) for v in problem.solve()), strict=True)))
 
 
 def predict(rows: Rows, found: Fit, mask: Array) -> Array:
@@ -251,6 +285,12 @@ def leave_out(rows: Rows, groups: Iterable[Array]) -> Array:
 def leave_one_model_out(rows: Rows) -> Array:
     """Each row predicted without any row of its model."""
     return leave_out(rows, (rows.models == m for m in sorted(set(rows.models))))
+
+
+def leave_one_family_out(rows: Rows) -> Array:
+    """Each row predicted without any row of its family."""
+    families_of = np.array([family_of(spec) for spec in rows.specs])
+    return leave_out(rows, (families_of == f for f in sorted(set(families_of))))
 
 
 def leave_one_type_out(rows: Rows) -> Array:

@@ -114,8 +114,8 @@ def _fitted(model: ModelSpec, variant: Variant, *, known: bool) -> _Loss | None:
     if found is None or noise is None:
         return None
     value, terms = found
-    measured = known and model.name in quality_model.document()["models"]
-    width = quality_model.width("known-model" if measured else "new-model", noise)
+    label = quality_model.acquaintance(model)
+    width = quality_model.width(label if known or label == "new-family" else "new-model", noise)
     source = str(quality_model.document()["source"])
     return _Loss(value, value * exp(-width) - NOISE, value * exp(width) + NOISE, FORMULA, source, terms)
 

@@ -1,18 +1,20 @@
 """Loss of quantization as a fitted formula: ln(perplexity ratio) of a variant of a model of some family and size.
 
-    ln(ratio) = sensitivity * (noise / 0.005)**power * exp(bend * (noise / 0.1)**2)
+    ln(ratio) = most * (1 - exp(-loss / most)), most = ln(vocabulary)
+    loss = sensitivity * (noise / 0.005)**power * exp(bend * (noise / 0.1)**2)
     sensitivity = scale * (training tokens / 15e12)**tokens * (parameters / 8e9)**-size * family * model
 
 ``noise`` is the weights' relative squared error (``quality_noise``). That the loss is proportional to it is measured
 over three decades (a power of 1: Malinovskii et al. 2024, arXiv:2411.17525); that it grows with training tokens and
-falls with size is the form of Ouyang et al. 2024 (arXiv:2411.17691) and Kumar et al. 2024 (arXiv:2411.04330). All
-factors are fitted by ``benchmarks/fit_quality.py``.
+falls with size is the form of Ouyang et al. 2024 (arXiv:2411.17691) and Kumar et al. 2024 (arXiv:2411.04330). A loss
+never exceeds that of guessing evenly, whose perplexity is the vocabulary's size, and nears it by degrees. All factors
+are fitted by ``benchmarks/fit_quality.py``.
 """
 
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from math import exp, inf, log, prod
+from math import exp, expm1, inf, log, prod
 from typing import Any
 
 from planner.core.candidate import Variant
@@ -68,6 +70,19 @@ def training_tokens(model: ModelSpec) -> float:
     row = families().get(model.name) or families().get(model.family)
     disclosed = number(row["training_tokens_trillion"]) if row else None
     return disclosed or UNKNOWN_TOKENS * min(1.0, _params(model) / SMALLEST_PUBLISHED)
+
+
+def family_of(model: ModelSpec) -> str:
+    """The model's family, or the one that shares all of its deviation."""
+    row = families().get(model.family)
+    return row["kin"] if row and row["kin_share"] == "1" else model.family
+
+
+def acquaintance(model: ModelSpec) -> str:
+    """Whose published perplexities the fit knows: of this ``known-model``, of its family, or of neither."""
+    if model.name in document()["models"]:
+        return "known-model"
+    return "new-model" if family_of(model) in document()["family_rows"] else "new-family"
 
 
 def family_factor(family: str) -> float:
@@ -164,18 +179,15 @@ def log_ratio(model: ModelSpec, variant: Variant, *, known: bool = True) -> tupl
     """ln(perplexity / 16-bit perplexity) and its terms; ``None`` for a type without figures.
 
     Args:
-        model: of any name; shape, family, size and training decide.
+        model: of any name; shape, vocabulary, family, size and training decide.
         variant: what is written.
         known: use what was published of other types of this very model.
-
-    No loss is more than that of guessing evenly, whose perplexity is the vocabulary's size.
     """
     found = noise(model, variant)
     if found is None:
         return None
     felt = sensitivity(model, known=known)
     power = float(document()["factors"]["power"])
-    power += float(document()["slopes"].get(model.name, 0.0)) if known else 0.0
     terms = (
         ("relative squared error of the weights", found, ""),
         (f"loss at an error of {REFERENCE_NOISE}", felt, ""),
@@ -184,8 +196,9 @@ def log_ratio(model: ModelSpec, variant: Variant, *, known: bool = True) -> tupl
         ("  this model's published types", float(document()["models"].get(model.name, 1.0)) if known else 1.0, "x"),
         (f"(error / {REFERENCE_NOISE})", found / REFERENCE_NOISE, f"to the power {power:.3f}"),
         ("bend at large errors", _bent(found, _params(model)), "x"),
+        ("no more than guessing evenly loses", log(model.n_vocab), ""),
     )
-    return min(felt * shape_of_loss(found, _params(model), power), log(model.n_vocab)), terms
+    return saturated(felt * shape_of_loss(found, _params(model), power), model.n_vocab), terms
 
 
 def shape_of_loss(noise: float, params: float, power: float) -> float:
@@ -193,8 +206,14 @@ def shape_of_loss(noise: float, params: float, power: float) -> float:
     return float((noise / REFERENCE_NOISE) ** power * _bent(noise, params))
 
 
+def saturated(loss: float, n_vocab: int) -> float:
+    """``loss`` of ln(perplexity) while it is small, and never more than guessing evenly over a vocabulary loses."""
+    most = log(max(n_vocab, 2))
+    return -most * expm1(-loss / most)
+
+
 def width(label: str, noise: float) -> float:
-    """Half-width of the 80 % interval of ln(loss) at a noise: of ``new-model``, ``known-model`` or ``published``."""
+    """Half-width of the 80 % interval of ln(loss) at a noise, by :func:`acquaintance` with the model."""
     table = document()["interval"][label]
     return float(table.get(noise_range(noise), table["all"]))
 
