@@ -15,13 +15,13 @@ from planner.cli.output import escape, table
 from planner.core.errors import UsageError
 from planner.core.finetuning import BASES, OPTIMIZERS, FinetuneWish
 from planner.core.units import format_bytes, format_seconds
-from planner.core.wording import ranged, rejection_numbers
+from planner.core.wording import ranged, rejection_numbers, span
 from planner.core.workload import Workload
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
+    from planner.cli.tables import Table
     from planner.core.finetuning import FinetuneChoice, FinetuneDecision
     from planner.workflow.recommend import Recommendation
 
@@ -113,8 +113,8 @@ def memory_table(choice: FinetuneChoice, *, sources: bool) -> Table:
     rows = table(f"memory on {escape(made.device)}", "bytes>", "80 % range, source" if sources else "80 % range")
     for term in made.terms:
         rows.add_row(escape(term.name), format_bytes(term.bytes), f"[dim]{escape(term.source)}[/]" if sources else "")
-    span = f"{format_bytes(peak.low)} - {format_bytes(peak.high)}"
-    rows.add_row("[bold]peak[/]", f"[bold]{format_bytes(peak.value)}[/]", span)
+    extent = span(format_bytes(peak.low), format_bytes(peak.high))
+    rows.add_row("[bold]peak[/]", f"[bold]{format_bytes(peak.value)}[/]", extent)
     rows.add_row("the runtime besides", format_bytes(made.overhead_bytes), "")
     rows.add_row("usable", format_bytes(made.capacity_bytes), "")
     return rows

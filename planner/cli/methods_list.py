@@ -178,7 +178,7 @@ def _ways(out: Console, method: str) -> None:
         out.print(f"  takes: {escape(_taken(way))}")
         if way.trap:
             out.print(f"  known: {escape(way.trap)}")
-        out.print(f"  [dim]{escape(row.source)} ({row.date})[/]\n")
+        out.print(f"  [dim]{escape(row.source)} ({row.date})[/]\n", soft_wrap=True)
 
 
 def _taken(way: Way) -> str:
@@ -202,4 +202,4 @@ def _in_detail(out: Console, method: MethodRow, shown: tuple[Kernel, ...]) -> No
         out.print(f"  needs: {escape(needs(row))}")
         if row.fix:
             out.print(f"  instead: {escape(row.fix)}")
-        out.print(f"  [dim]{escape(row.version)}: {escape(row.source)} ({row.date})[/]\n")
+        out.print(f"  [dim]{escape(row.version)}: {escape(row.source)} ({row.date})[/]\n", soft_wrap=True)

@@ -13,6 +13,7 @@ from planner.core.measurement import (
     FILE_BYTES,
     KL_DIVERGENCE,
     LOSS_RATIO,
+    ONE_PASS_RATE,
     PEAK_MEMORY,
     PERPLEXITY_RATIO,
     PREFILL,
@@ -33,6 +34,7 @@ TITLES = {
     STEP_SECONDS: "time",
     CONVERT_RATE: "convert, weights/s",
     QUANTIZE_RATE: "quantize, weights/s",
+    ONE_PASS_RATE: "one pass, weights/s",
     TRAINABLE_PARAMETERS: "trained weights",
     TRAINING_RATE: "training, tokens/s",
     LOSS_RATIO: "loss after / before",
@@ -48,11 +50,23 @@ def quantity(name: str, value: float | None) -> str:
         return format_bytes(value, 2)
     if name == STEP_SECONDS:
         return format_seconds(value)
-    if name in {CONVERT_RATE, QUANTIZE_RATE}:
+    if name in {CONVERT_RATE, QUANTIZE_RATE, ONE_PASS_RATE}:
         return format_count(value)
     if name == TRAINABLE_PARAMETERS:
         return f"{value:,.0f}"
     return format_rate(value) if name in {PREFILL, DECODE, TRAINING_RATE} else f"{value:.4f}"
+
+
+def quantity_span(name: str, low: float, high: float) -> str:
+    """The range of a quantity: ``7.31 - 43.96 MiB``."""
+    return span(quantity(name, low), quantity(name, high))
+
+
+def span(low: str, high: str) -> str:
+    """Two written values as a range, a unit that they share once: ``7.31 - 43.96 MiB``, ``0.9 s - 1 min 20 s``."""
+    number, _, unit = low.partition(" ")
+    shared = " " not in unit and unit == high.partition(" ")[2]
+    return f"{number if shared else low} - {high}"
 
 
 def ranged(prediction: Prediction | None, show: Callable[[float], str]) -> str:
