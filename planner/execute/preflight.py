@@ -35,12 +35,18 @@ def check_tools(plan: Plan) -> None:
         MissingDependency: with the extra that brings it, or what installs its environment.
     """
     for step in plan.making_steps():
-        name = step.settings and quantizers.quantizer(step.settings.quantizer).environment
-        name = TRAINING if step.finetune else name
+        name = environment_of(step)
         if name:
             environments.python_for(name)
         else:
             check_packages(step.method)
+
+
+def environment_of(step: Step) -> str | None:
+    """The environment whose interpreter carries a step out; ``None``: this one's."""
+    if step.finetune:
+        return TRAINING
+    return quantizers.quantizer(step.settings.quantizer).environment if step.settings else None
 
 
 def check_packages(method: str) -> None:
