@@ -21,6 +21,8 @@ from planner.core.data import data_path, home
 from planner.core.errors import InputError, MissingEnvironment, UsageError
 from planner.core.hardware import STRICT
 
+UNQUANTIZED = "none"
+"""The method of weights as they are published."""
 FOLDER = "environments"
 MARKER = "qplan-environment.json"
 """Written last: an environment without it is unfinished."""
@@ -147,6 +149,11 @@ def of_method(method: str) -> tuple[Environment, ...]:
     return tuple(row for row in rows() if method in row.methods)
 
 
+def running(method: str) -> Environment:
+    """The environment that runs the checkpoints of a method: the one that makes them by default."""
+    return (*of_method(method), *of_method(UNQUANTIZED))[0]
+
+
 def folder(name: str) -> Path:
     """Where qplan makes the environment ``name``; it need not exist."""
     return home() / FOLDER / name
@@ -201,6 +208,12 @@ def status(name: str) -> Status:
         versions=tuple((package, used[package]) for package in packages(wanted) if package in used),
         note=None if current else note,
     )
+
+
+def made_versions(name: str) -> dict[str, str]:
+    """Version of every package in the environment that qplan made; empty where there is none that is finished."""
+    marker, _ = _finished(row(name))
+    return dict(marker.versions) if marker else {}
 
 
 def packages(wanted: Environment) -> tuple[str, ...]:

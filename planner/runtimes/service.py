@@ -36,6 +36,8 @@ class Server:
     source: str
     date: str
     options: tuple[str, ...]
+    modules: tuple[str, ...] = ()
+    """Of Python: what must be there where the server is part of it; empty for a program by itself."""
     image: str | None = None
     image_cuda: str | None = None
 
@@ -104,7 +106,8 @@ class Command:
 def servers() -> tuple[Server, ...]:
     """All servers, in the table's order."""
     rows: list[dict[str, Any]] = tomllib.loads(data_path("servers.toml").read_text("utf-8"))["server"]
-    return tuple(Server(**{**row, "options": tuple(row["options"])}) for row in rows)
+    lists = ("options", "modules")
+    return tuple(Server(**{**row, **{key: tuple(row.get(key, ())) for key in lists}}) for row in rows)
 
 
 def server(name: str) -> Server:
