@@ -105,7 +105,8 @@ def test_it_is_started_from_the_environment(checkpoint: Path, elsewhere: Path) -
     with serving({**os.environ, "PYTHONPATH": root}, str(checkpoint)) as (child, url):
         assert answers(f"{url}/models")
         child.terminate()
-        assert child.wait(60) == 0
+        _, said = child.communicate(timeout=60)
+        assert child.returncode == 0 and f"{checkpoint} answers there" in said, "it is pinned to the path"
     assert gone(url)
 
 

@@ -59,6 +59,11 @@ class Prepared:
     notes: tuple[str, ...] = ()
 
     @property
+    def model(self) -> str | None:
+        """What its API calls the model: transformers' server knows it by its place alone."""
+        return self.service.target if self.server.name == "transformers" else self.service.name
+
+    @property
     def command(self) -> Command:
         """How the server is started."""
         made = command(self.server.name, self.service)
