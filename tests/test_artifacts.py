@@ -16,7 +16,7 @@ from planner.core.codec import canonical_json
 from planner.core.data import data_path
 from planner.core.errors import ExecutionFailed
 from planner.core.workload import Quantizing
-from planner.execute import artifacts, receipts, runner
+from planner.execute import artifacts, environments, receipts, runner
 from planner.formats.safetensors import open_checkpoint
 from planner.methods import quantizers
 from tests.artifact_fixtures import (
@@ -72,7 +72,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
         if name not in made:
             method, type_, wish = CASES[name]
             plan = plan_for("demo", method, type_, wish)
-            environment = runner.environment(plan.artifact_step())
+            environment = environments.of_step(plan.artifact_step())
             if environment:
                 use_environment(environment)
             made[name] = carry_out(plan, tmp_path_factory.mktemp(name), data_path("demo/model"))

@@ -12,8 +12,6 @@ from planner.core.hardware import HardwareProfile
 from planner.core.plan import Plan, Step, disk_peak_bytes
 from planner.core.units import MIB, format_bytes
 from planner.execute import environments, receipts
-from planner.execute.finetune_child import ENVIRONMENT as TRAINING
-from planner.methods import quantizers
 from planner.models.fingerprint import WEIGHT_SUFFIXES, sha256_of
 
 DISK_MARGIN_BYTES = 64 * MIB
@@ -35,18 +33,11 @@ def check_tools(plan: Plan) -> None:
         MissingDependency: with the extra that brings it, or what installs its environment.
     """
     for step in plan.making_steps():
-        name = environment_of(step)
+        name = environments.of_step(step)
         if name:
             environments.python_for(name)
         else:
             check_packages(step.method)
-
-
-def environment_of(step: Step) -> str | None:
-    """The environment whose interpreter carries a step out; ``None``: this one's."""
-    if step.finetune:
-        return TRAINING
-    return quantizers.quantizer(step.settings.quantizer).environment if step.settings else None
 
 
 def check_packages(method: str) -> None:

@@ -14,7 +14,7 @@ from planner.core.data import data_path, home
 from planner.core.errors import ExecutionFailed, MissingEnvironment, NeedsConfirmation, UsageError
 from planner.core.plan import Plan
 from planner.core.units import MIB, format_bytes, format_seconds
-from planner.execute import environments, installing, packages, preflight, torch_build
+from planner.execute import environments, installing, packages, torch_build
 from planner.execute.environments import Status as Status
 from planner.execute.installing import Tell as Tell
 from planner.methods import quantizers
@@ -139,7 +139,7 @@ def offer(name: str, *, installer: str | None = None) -> Offer:
 
 def needed_by(plan: Plan) -> tuple[Offer, ...]:
     """What ``apply`` would have to install first, in its order; empty where all of it is there."""
-    names = dict.fromkeys(preflight.environment_of(step) for step in plan.making_steps())
+    names = dict.fromkeys(environments.of_step(step) for step in plan.making_steps())
     return tuple(offer(name) for name in names if name and status(name).python is None)
 
 
