@@ -16,7 +16,7 @@ from textual.widget import Widget
 from textual.widgets import Button, DataTable, Static
 
 from planner.core.units import format_seconds
-from planner.core.wording import TITLES, quantity
+from planner.core.wording import TITLES, quantity, quantity_span
 from planner.report.document import Judged, Report, parse
 from planner.tui import keys, texts
 from planner.tui.messages import Again
@@ -155,9 +155,9 @@ def _has_windows() -> bool:
 def _cells(row: Judged) -> tuple[str, ...]:
     name = row.quantity
     ratio = f"{row.ratio:.3f}" if row.ratio is not None else "-"
-    span = f"{quantity(name, row.low)} - {quantity(name, row.high)}"
+    expected = quantity_span(name, row.low, row.high)
     title = TITLES.get(name, name)
-    return title, quantity(name, row.predicted), span, quantity(name, row.measured), ratio, row.position
+    return title, quantity(name, row.predicted), expected, quantity(name, row.measured), ratio, row.position
 
 
 def _head(report: Report) -> Content:

@@ -17,7 +17,7 @@ from textual.widgets import Button, Input, Label, Static
 from planner.core.errors import QplanError
 from planner.core.plan import Plan, Step
 from planner.core.units import format_bytes, format_seconds
-from planner.core.wording import TITLES, quantity
+from planner.core.wording import TITLES, quantity, quantity_span, span
 from planner.tui import keys, texts
 from planner.tui.messages import Failed, Forward, Planned
 from planner.tui.screens.base import QplanScreen
@@ -199,7 +199,7 @@ def _expected(plan: Plan) -> Table:
         (
             TITLES[item.quantity],
             quantity(item.quantity, item.predicted),
-            f"{quantity(item.quantity, item.low)} - {quantity(item.quantity, item.high)}",
+            quantity_span(item.quantity, item.low, item.high),
             item.basis,
         )
         for item in plan.expectations
@@ -219,7 +219,7 @@ def _step(step: Step) -> tuple[str, ...]:
         format_bytes(step.predicted_bytes) if step.predicted_bytes else "",
         _memory(step),
         format_seconds(took.value) if took else "",
-        f"{format_seconds(took.low)} - {format_seconds(took.high)}" if took else "",
+        span(format_seconds(took.low), format_seconds(took.high)) if took else "",
         "removed" if step.intermediate else "kept" if step.output else "report",
     )
 
