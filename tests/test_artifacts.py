@@ -16,7 +16,7 @@ from planner.core.codec import canonical_json
 from planner.core.data import data_path
 from planner.core.errors import ExecutionFailed
 from planner.core.workload import Quantizing
-from planner.execute import artifacts, receipts, runner
+from planner.execute import artifacts, environments, receipts, runner
 from planner.formats.safetensors import open_checkpoint
 from planner.methods import quantizers
 from tests.artifact_fixtures import (
@@ -31,6 +31,7 @@ from tests.artifact_fixtures import (
     use_environment,
 )
 from tests.conftest import hear_ctrl_c
+from tests.test_serving import ask, serving
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +72,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
         if name not in made:
             method, type_, wish = CASES[name]
             plan = plan_for("demo", method, type_, wish)
-            environment = runner.environment(plan.artifact_step())
+            environment = environments.of_step(plan.artifact_step())
             if environment:
                 use_environment(environment)
             made[name] = carry_out(plan, tmp_path_factory.mktemp(name), data_path("demo/model"))
@@ -137,6 +138,17 @@ def test_it_loads_and_is_close_to_the_16_bit_model(case: tuple[str, Made]) -> No
     assert found["finite"]
     assert found["kl"] < LIMITS.get(name, AT_FOUR_BITS), found
     assert abs(found["nll"] - found["reference_nll"]) < 3 * LIMITS.get(name, AT_FOUR_BITS), found
+
+
+@pytest.mark.parametrize("name", ["nf4", GPTQ4])
+def test_it_is_served_from_the_environment_that_runs_it(name: str, make: Callable[[str], Made]) -> None:
+    made = make(name)
+    use_environment("bitsandbytes" if name == "nf4" else "gptqmodel")
+    root = str(Path(__file__).parent.parent)
+    with serving({**os.environ, "PYTHONPATH": root, "PATH": "/usr/bin:/bin"}, str(made.folder)) as (_, url):
+        wish = {"model": str(made.folder), "prompt": "Once upon a time", "max_tokens": 4}
+        told = ask(f"{url}/completions", wish)
+        assert told["usage"]["completion_tokens"] == 4 and told["choices"][0]["text"]
 
 
 def test_autoawq_is_as_good_as_the_others(

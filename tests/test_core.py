@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from planner.core import data
 from planner.core.codec import canonical_json, content_sha256, decode, encode, read_json, write_atomically
 from planner.core.errors import InputError, QplanError, UsageError
 from planner.core.hardware import Cpu, Gpu, HardwareProfile, Memory
@@ -100,3 +101,21 @@ def test_what_is_no_json_is_an_error_not_a_traceback(tmp_path: Path, content: by
 def test_an_error_prints_its_four_parts() -> None:
     error = QplanError("it does not fit", numbers="needs 2\nhas 1", hint="buy another", code="does-not-fit")
     assert str(error) == "it does not fit [does-not-fit]\n  needs 2\n  has 1\nhint: buy another"
+
+
+def test_rows_of_a_document_are_values_that_can_be_hashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Row:
+        name: str
+        sizes: tuple[int, ...] = ()
+        arguments: tuple[tuple[str, str], ...] = ()
+
+    table = tmp_path / "rows.toml"
+    table.write_text('[[row]]\nname = "b"\nsizes = [32, 64]\narguments = { dtype = "auto" }\n[[row]]\nname = "a"\n')
+    monkeypatch.setattr(data, "data_path", lambda _: table)
+    rows = data.read_rows(Row, "rows of a test", "row")
+    assert rows == (Row("b", (32, 64), (("dtype", "auto"),)), Row("a")) and len({*rows}) == 2
+    assert data.named(rows, "a", what="row", code="unknown-row") is rows[1]
+    with pytest.raises(UsageError, match="'c' is no row") as error:
+        data.named(rows, "c", what="row", code="unknown-row")
+    assert error.value.hint == "one of b, a" and error.value.code == "unknown-row"

@@ -8,7 +8,7 @@ import pytest
 
 from planner.core.data import data_path
 from planner.core.workload import Quantizing
-from planner.execute import runner
+from planner.execute import environments
 from planner.workflow.survey import survey
 from planner.workflow.verifying import kernel_options, runnable
 from tests.artifact_fixtures import carry_out, environments_home, plan_for, reloaded, use_environment
@@ -48,7 +48,7 @@ def test_made_and_loaded_on_the_gpu(name: str, tmp_path: Path) -> None:
     method, type_, wish = CASES[name]
     plan = plan_for("demo", method, type_, wish, gpu=True)
     step = plan.artifact_step()
-    environment = runner.environment(step)
+    environment = environments.of_step(step)
     assert environment is not None and step.gpu_layers > 0
     python = use_environment(environment)
     made = carry_out(plan, tmp_path, data_path("demo/model"))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from planner.core.errors import Exit
-from tests.test_serving import gone, serving
+from tests.test_serving import ask, gone, serving
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("llama_cpp.server.app", reason="the extra `serve` is not installed")
@@ -47,13 +44,6 @@ def environment(folder: Path) -> dict[str, str]:
     root = str(Path(__file__).parent.parent)
     clean = {"QPLAN_HOME": str(folder / "home"), "PYTHONPATH": root, "PATH": "/usr/bin:/bin"}
     return {**os.environ, **clean, "HOST": "0.0.0.0", "N_CTX": "64", "http_proxy": "http://127.0.0.1:9"}
-
-
-def ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=120) as answer:
-        document: dict[str, Any] = json.load(answer)
-        return document
 
 
 @pytest.mark.parametrize(

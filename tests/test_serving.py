@@ -475,6 +475,14 @@ def serving(environment: dict[str, str], *arguments: str) -> Iterator[Started]:
         child.communicate()
 
 
+def ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a JSON document, whatever proxy the environment names."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=120) as answer:
+        document: dict[str, Any] = json.load(answer)
+        return document
+
+
 def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:

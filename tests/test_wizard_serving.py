@@ -112,9 +112,10 @@ def test_a_server_that_dies_or_is_slow_never_takes_the_wizard_along(
 def test_without_a_server_it_is_said_what_to_install_and_how_by_hand(
     served: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from planner.workflow import serving as workflow
+    from planner.workflow import server_programs
 
-    monkeypatch.setattr(workflow, "missing", lambda row: (row.program,))
+    lacking = lambda row, variant=None: server_programs.Program(lacking=(row.program,))  # noqa: E731
+    monkeypatch.setattr(server_programs, "find", lacking)
 
     async def script(pilot: Any, app: Wizard) -> None:
         await press(pilot, "s", settled=False)

@@ -23,6 +23,7 @@ from planner.tui.screens import choose, compare, goal, measurements, model, revi
 from planner.tui.screens.base import QplanScreen
 from planner.tui.screens.choose import ChooseScreen
 from planner.tui.screens.compare import CompareScreen
+from planner.tui.screens.finetune import FinetuneScreen
 from planner.tui.screens.frontier import FrontierScreen
 from planner.tui.screens.goal import GoalScreen
 from planner.tui.screens.hardware import HardwareScreen
@@ -198,6 +199,29 @@ def _(bench: Bench) -> tuple[QplanScreen, Then]:
     return GoalScreen(values.KNOWN), keys("m", "a", "n", "y")
 
 
+@case("goal-finetune")
+def _(bench: Bench) -> tuple[QplanScreen, Then]:
+    bench.patch.setattr(goal, "recommend_for", answer(values.TRAIN_ANSWER))
+    bench.patch.setattr(goal, "decided", answer(values.TRAIN_ANSWER))
+    return GoalScreen(values.KNOWN.but(workload=values.TRAIN)), nothing
+
+
+@case("finetune-full")
+def _(bench: Bench) -> tuple[QplanScreen, Then]:
+    return FinetuneScreen(values.TRAINING), keys("down")
+
+
+@case("finetune-empty")
+def _(bench: Bench) -> tuple[QplanScreen, Then]:
+    return FinetuneScreen(values.KNOWN), nothing
+
+
+@case("choose-installs")
+def _(bench: Bench) -> tuple[QplanScreen, Then]:
+    bench.patch.setattr(choose.environments, "needed_by_variant", answer(values.OFFER))
+    return ChooseScreen(values.CHOSEN), nothing
+
+
 @case("choose-full")
 def _(bench: Bench) -> tuple[QplanScreen, Then]:
     return ChooseScreen(values.CHOSEN), keys("down")
@@ -233,6 +257,19 @@ def _(bench: Bench) -> tuple[QplanScreen, Then]:
 @case("review-full")
 def _(bench: Bench) -> tuple[QplanScreen, Then]:
     return ReviewScreen(values.CHOSEN), nothing
+
+
+@case("review-installs")
+def _(bench: Bench) -> tuple[QplanScreen, Then]:
+    bench.patch.setattr(review.environments, "needed_by", answer((values.OFFER,)))
+    return ReviewScreen(values.CHOSEN), nothing
+
+
+@case("review-finetune")
+def _(bench: Bench) -> tuple[QplanScreen, Then]:
+    bench.patch.setattr(review, "make_plan", answer(values.TRAIN_PLAN))
+    bench.patch.setattr(review.environments, "needed_by", answer(()))
+    return ReviewScreen(values.TRAINING), nothing
 
 
 @case("review-loading")
@@ -283,6 +320,28 @@ def _(bench: Bench) -> tuple[QplanScreen, Then]:
 
     begun = lambda: messages.DownloadBegan("example/8b")  # noqa: E731
     return RunScreen(values.PLANNED), told(begun, lambda: messages.Progressed(2 * values.GIB, 15 * values.GIB), later)
+
+
+@case("run-install")
+def _(bench: Bench) -> tuple[QplanScreen, Then]:
+    steps = ("making a virtual environment", 0.0), ("torch for cpu", 0.1), ("GPTQModel and what it needs", 0.4)
+    stages = [lambda what=what, done=done: messages.Progressed(done, 1.0, what) for what, done in steps]
+    begun = lambda: messages.InstallBegan(values.OFFER)  # noqa: E731
+    return RunScreen(values.PLANNED.but(installs=(values.OFFER,))), told(begun, *stages)
+
+
+@case("run-installed")
+def _(bench: Bench) -> tuple[QplanScreen, Then]:
+    ready = lambda: messages.InstallEnded(values.OFFER)  # noqa: E731
+    begun = lambda: messages.InstallBegan(values.OFFER)  # noqa: E731
+    moved = lambda: messages.Progressed(0, 100)  # noqa: E731
+    return RunScreen(values.PLANNED.but(installs=(values.OFFER,))), told(begun, ready, began(0), moved)
+
+
+@case("run-finetune")
+def _(bench: Bench) -> tuple[QplanScreen, Then]:
+    begun = lambda: messages.StepBegan(values.TRAIN_PLAN.steps[0])  # noqa: E731
+    return RunScreen(values.TRAINING.but(plan=values.TRAIN_PLAN)), told(begun, lambda: messages.Progressed(3, 10))
 
 
 @case("run-error")

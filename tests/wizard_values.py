@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from planner.core.estimates import (
     SizeEstimate,
     SpeedEstimate,
 )
+from planner.core.finetuning import FinetuneChoice, FinetuneDecision, FinetuneEstimate, FinetuneSettings, MemoryTerm
 from planner.core.hardware import Cpu, Disk, Gpu, HardwareProfile, Memory
-from planner.core.measurement import DECODE, FILE_BYTES, PEAK_MEMORY, PERPLEXITY_RATIO, Measurement
+from planner.core.measurement import DECODE, FILE_BYTES, LOSS_RATIO, PEAK_MEMORY, PERPLEXITY_RATIO, Measurement
 from planner.core.model import AttentionLayer, ModelSource, ModelSpec, Tensor
 from planner.core.plan import Expectation, Plan, PlanHardware, PlanModel, Step
 from planner.core.units import GIB, MIB
@@ -26,6 +28,7 @@ from planner.execute.receipts import Receipt
 from planner.models.catalog import CatalogEntry
 from planner.tui.state import State
 from planner.workflow.applying import Outcome
+from planner.workflow.environments import Offer
 from planner.workflow.recommend import Recommendation
 
 HARDWARE = HardwareProfile(
@@ -185,6 +188,63 @@ PLAN = Plan(
     artifact="example-8b-Q6_K.gguf",
     reasons=("it fits",),
 )  # fmt: skip
+OFFER = Offer(
+    name="gptqmodel", title="GPTQModel", summary="makes AWQ and GPTQ", build="cpu", installer="pip",
+    place=Path("/home/qplan/environments/gptqmodel"), package_count=60, download_bytes=327 * MIB,
+    disk_bytes=round(1.1 * GIB), seconds=161, free_bytes=500 * GIB, replaces=None,
+)  # fmt: skip
+
+
+def training(base: str, peak_gib: float, seconds: float, **changes: Any) -> FinetuneChoice:
+    """A way to fine-tune :data:`MODEL` on the GPU of :data:`HARDWARE`."""
+    settings: dict[str, Any] = {
+        "base": base, "device": "cuda", "compute_dtype": "bfloat16", "rank": 16, "alpha": 16, "sequence_length": 1024,
+        "micro_batch": 2, "accumulation": 8, "gradient_checkpointing": base == "16bit", "learning_rate": 2e-4,
+        "optimizer": "paged_adamw_8bit", "max_gradient_norm": 0.3,
+    }  # fmt: skip
+    weights = round((0.6 if base == "nf4" else 0.8) * peak_gib * GIB)
+    return FinetuneChoice(
+        settings=FinetuneSettings(**{**settings, **changes}),
+        estimate=FinetuneEstimate(
+            device="NVIDIA GeForce RTX 4070 Ti",
+            terms=(
+                MemoryTerm(name=f"weights, {base}", bytes=weights, source="a paper"),
+                MemoryTerm(name="activations", bytes=round(peak_gib * GIB) - weights, source="a count"),
+            ),
+            peak_memory=about(peak_gib * GIB),
+            overhead_bytes=700 * MIB,
+            capacity_bytes=11 * GIB,
+            trainable_parameter_count=41_943_040,
+            adapter_bytes=160 * MIB,
+            seconds_per_step=about(seconds),
+        ),
+        reasons=("bfloat16: the GPU has it", "LoRA of rank 16 on all linear layers") if base == "nf4" else (),
+    )
+
+
+TRAININGS = (training("nf4", 8.4, 22.0), training("16bit", 9.9, 31.0))
+TRAIN = Workload(objective="finetune")
+TRAIN_ANSWER = dataclasses.replace(
+    ANSWER,
+    workload=TRAIN,
+    finetuning=FinetuneDecision(chosen=TRAININGS[0], alternatives=TRAININGS[1:], rejected=REJECTED[:1]),
+)
+TRAIN_PLAN = dataclasses.replace(
+    PLAN,
+    workload=TRAIN,
+    artifact="example-8b-qlora-r16",
+    expectations=(
+        Expectation(quantity=PEAK_MEMORY, predicted=9e9, low=7e9, high=11e9, basis="formula", source="a"),
+        Expectation(quantity=LOSS_RATIO, predicted=1.0, low=0.0, high=1.0, basis="formula", source="b"),
+    ),
+    steps=(
+        Step(
+            name="finetune", kind="finetune", method="bitsandbytes", type="nf4", output="example-8b-qlora-r16",
+            finetune=TRAININGS[0].settings, predicted_bytes=160 * MIB, predicted_gpu_memory=about(9.1 * GIB),
+        ),
+        Step(name="verify", kind="verify", method="qplan"),
+    ),
+)  # fmt: skip
 RECEIPT = Receipt(
     step="convert", key="k", output="example-8b-BF16.gguf", size_bytes=15 * GIB, sha256="ab" * 32, seconds=95.0,
     finished_at="2026-11-26T12:02:00+00:00",
@@ -229,4 +289,5 @@ KNOWN = State(
 )
 CHOSEN = KNOWN.but(answer=ANSWER, candidate=CANDIDATES[0], workload=Workload())
 PLANNED = CHOSEN.but(plan=PLAN, saved=True)
+TRAINING = KNOWN.but(answer=TRAIN_ANSWER, workload=TRAIN, finetuning=TRAININGS[0])
 DONE = PLANNED.but(outcome=outcome())

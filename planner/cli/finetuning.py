@@ -14,14 +14,13 @@ from planner.cli.options import Finite
 from planner.cli.output import escape, table
 from planner.core.errors import UsageError
 from planner.core.finetuning import BASES, OPTIMIZERS, FinetuneWish
-from planner.core.units import format_bytes, format_seconds
-from planner.core.wording import ranged, rejection_numbers
+from planner.core.wording import finetune_facts, finetune_memory, rejection_numbers
 from planner.core.workload import Workload
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
+    from planner.cli.tables import Table
     from planner.core.finetuning import FinetuneChoice, FinetuneDecision
     from planner.workflow.recommend import Recommendation
 
@@ -82,39 +81,25 @@ def show(out: Console, answer: Recommendation, decision: FinetuneDecision, *, ve
 
 
 def _choice(out: Console, choice: FinetuneChoice, verbose: bool) -> None:
-    settings, made = choice.settings, choice.estimate
-    name = "QLoRA: NF4 with double quantization" if settings.base == "nf4" else "LoRA on 16-bit weights"
-    seconds = made.seconds_per_step
-    rows = (
-        ("base", f"{name}, {settings.compute_dtype}"),
-        ("LoRA", f"rank {settings.rank}, {settings.target_modules}, {made.trainable_parameter_count:,} weights"),
-        ("step", f"{settings.micro_batch} x {settings.accumulation} sequences of {settings.sequence_length} tokens"),
-        (
-            "keeps",
-            "inputs of layers (gradient checkpointing)" if settings.gradient_checkpointing else "all activations",
-        ),
-        ("trains", f"{settings.optimizer}, learning rate {settings.learning_rate:g}"),
-        ("time", f"{ranged(seconds, format_seconds)} a step" if seconds else "unknown"),
-        ("adapter", format_bytes(made.adapter_bytes)),
-    )
-    for label, text in rows:
+    for label, text in finetune_facts(choice):
         out.print(f"  [dim]{label:<8}[/] {text}")
     out.print()
     out.print(memory_table(choice, sources=verbose))
     for reason in choice.reasons:
         out.print(f"  · {escape(reason)}")
-    for note in made.notes:
+    for note in choice.estimate.notes:
         out.print(f"[dim]note: {escape(note)}[/]")
 
 
 def memory_table(choice: FinetuneChoice, *, sources: bool) -> Table:
     """Memory of training by term; with ``sources``, where each comes from."""
-    made, peak = choice.estimate, choice.estimate.peak_memory
-    rows = table(f"memory on {escape(made.device)}", "bytes>", "80 % range, source" if sources else "80 % range")
-    for term in made.terms:
-        rows.add_row(escape(term.name), format_bytes(term.bytes), f"[dim]{escape(term.source)}[/]" if sources else "")
-    span = f"{format_bytes(peak.low)} - {format_bytes(peak.high)}"
-    rows.add_row("[bold]peak[/]", f"[bold]{format_bytes(peak.value)}[/]", span)
-    rows.add_row("the runtime besides", format_bytes(made.overhead_bytes), "")
-    rows.add_row("usable", format_bytes(made.capacity_bytes), "")
+    about = "80 % range, source" if sources else "80 % range"
+    rows = table(f"memory on {escape(choice.estimate.device)}", "bytes>", about)
+    terms = {term.name for term in choice.estimate.terms}
+    for name, size, said in finetune_memory(choice):
+        if name in terms:
+            rows.add_row(escape(name), size, f"[dim]{escape(said)}[/]" if sources else "")
+        else:
+            bold = "bold" if name == "peak" else ""
+            rows.add_row(name, size, said, style=bold)
     return rows

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 ROWS = 20
 """Lines of the plot."""
-WIDE = 100
-"""On a narrower terminal the ranges give way; ``--json`` and the drawings have them."""
 
 
 @click.command("frontier")
@@ -67,11 +65,9 @@ def show(found: Frontier) -> None:
         out.print(terminal(drawn, min(out.width, 110), ROWS), end="")
         out.print("[dim]★ recommended  ● GGUF  ▲ AWQ  ◆ GPTQ  ■ bitsandbytes  ○ 16-bit  · beaten by another[/]")
     heads = ("way", "file>", "perplexity %>", "80 %>", "decode t/s>", "80 %>", "better")
-    kept = [i for i, head in enumerate(heads) if out.width >= WIDE or head != "80 %>"]
-    rows = table(*(heads[i] for i in kept))
+    rows = table(*heads, give_way=("80 %>",))
     for point in found.points:
-        cells = _row(point)
-        rows.add_row(*(cells[i] for i in kept), style="bold" if point.chosen else "" if point.on_front else "dim")
+        rows.add_row(*_row(point), style="bold" if point.chosen else "" if point.on_front else "dim")
     out.print(rows)
     for note in found.answer.notes:
         out.print(f"[dim]note: {escape(note)}[/]")

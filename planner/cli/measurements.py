@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from planner.workflow.analysis import Comparison
     from planner.workflow.sharing import Checked
 
+GIVE_WAY = ("mean_error", "p90_error", "cpu_expert_layers", "flash_attention", "prompt_tokens")
+"""Columns of a comparison that a narrow terminal can do without."""
+
 
 @click.group("measurements", invoke_without_command=True)
 @click.option("--csv", "as_csv", is_flag=True, help="Print as CSV.")
@@ -166,15 +169,21 @@ def write_csv(found: tuple[Measurement, ...]) -> None:
 
 
 def _show(found: tuple[Measurement, ...]) -> None:
-    from planner.core.wording import TITLES, quantity
+    from planner.core.wording import TITLES, quantity, quantity_span
 
-    rows = table("when", "model", "type", "quantity", "predicted>", "measured>", "low - high>")
+    columns = ("when, UTC", "model", "type", "quantity", "predicted>", "measured>", "low - high>")
+    rows = table(*columns, give_way=("low - high>", "predicted>"))
     for item in found:
-        spread = f"{quantity(item.quantity, item.low)} - {quantity(item.quantity, item.high)}"
-        said = quantity(item.quantity, item.predicted)
+        spread = quantity_span(item.quantity, item.low, item.high) if item.low < item.high else ""
+        said, value = quantity(item.quantity, item.predicted), quantity(item.quantity, item.value)
         title = TITLES.get(item.quantity, item.quantity)
-        rows.add_row(item.measured_at, item.model, item.type, title, said, quantity(item.quantity, item.value), spread)
+        rows.add_row(_minute(item.measured_at), escape(item.model), item.type, title, said, value, spread)
     console().print(rows)
+
+
+def _minute(moment: str) -> str:
+    """An ISO 8601 time without seconds and zone: ``2026-11-27 02:07``."""
+    return moment[:16].replace("T", " ")
 
 
 def _show_imported(others: tuple[Imported, ...]) -> None:
@@ -182,7 +191,8 @@ def _show_imported(others: tuple[Imported, ...]) -> None:
 
     for one in others:
         submission = one.submission
-        rows = table("day", "model", "type", "quantity", "predicted>", "measured>", "tool")
+        columns = ("day", "model", "type", "quantity", "predicted>", "measured>", "tool")
+        rows = table(*columns, give_way=("tool",))
         for item in submission.measurements:
             said, value = quantity(item.quantity, item.predicted), quantity(item.quantity, item.value)
             title = TITLES.get(item.quantity, item.quantity)
@@ -233,9 +243,11 @@ def _show_comparisons(found: tuple[Comparison, ...]) -> None:
         if not one.rows:
             out.print("  nothing that can be compared")
             continue
-        rows = table(*(f"{name.replace('_', ' ')}{'>' * _is_number(one, name)}" for name in one.columns))
+        columns = [name for name in one.columns if any(row[name] is not None for row in one.rows)]
+        heads = {name: f"{name.replace('_', ' ')}{'>' * _is_number(one, name)}" for name in columns}
+        rows = table(*heads.values(), give_way=[heads[name] for name in GIVE_WAY if name in heads])
         for row in one.rows:
-            rows.add_row(*(escape(_cell(name, row[name], row)) for name in one.columns))
+            rows.add_row(*(escape(_cell(name, row[name], row)) for name in columns))
         out.print(rows)
 
 

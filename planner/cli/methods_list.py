@@ -80,10 +80,10 @@ def _servers() -> tuple[Server, ...]:
 
 def _server_document(row: Server) -> dict[str, Any]:
     from planner.core.codec import encode
-    from planner.workflow.serving import missing
+    from planner.workflow.server_programs import find
 
     kept = {key: value for key, value in encode(row).items() if key != "options"}
-    return {**kept, "missing": list(missing(row))}
+    return {**kept, "missing": list(find(row).lacking)}
 
 
 def _methods(out: Console, rows: tuple[MethodRow, ...]) -> None:
@@ -119,12 +119,12 @@ def _environments(out: Console, found: tuple[Status, ...]) -> None:
 
 
 def _runtimes(out: Console, rows: tuple[Runtime, ...]) -> None:
-    from planner.workflow.serving import missing
+    from planner.workflow.server_programs import find
 
     made = table("runtime", "formats it reads", "servers", "version")
     for row in rows:
         named = [server for server in _servers() if server.runtime == row.name]
-        servers = [f"{server.name}{'' if missing(server) else ' (installed)'}" for server in named]
+        servers = [f"{server.name}{'' if find(server).lacking else ' (installed)'}" for server in named]
         made.add_row(row.name, ", ".join(row.formats), ", ".join(servers) or "-", row.version)
     out.print(made)
 
@@ -178,7 +178,7 @@ def _ways(out: Console, method: str) -> None:
         out.print(f"  takes: {escape(_taken(way))}")
         if way.trap:
             out.print(f"  known: {escape(way.trap)}")
-        out.print(f"  [dim]{escape(row.source)} ({row.date})[/]\n")
+        out.print(f"  [dim]{escape(row.source)} ({row.date})[/]\n", soft_wrap=True)
 
 
 def _taken(way: Way) -> str:
@@ -202,4 +202,4 @@ def _in_detail(out: Console, method: MethodRow, shown: tuple[Kernel, ...]) -> No
         out.print(f"  needs: {escape(needs(row))}")
         if row.fix:
             out.print(f"  instead: {escape(row.fix)}")
-        out.print(f"  [dim]{escape(row.version)}: {escape(row.source)} ({row.date})[/]\n")
+        out.print(f"  [dim]{escape(row.version)}: {escape(row.source)} ({row.date})[/]\n", soft_wrap=True)

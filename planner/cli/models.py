@@ -36,7 +36,7 @@ def command(name: str | None, as_json: bool) -> int:
 
         print_json({"format_version": FORMAT_VERSION, "models": [encode(entry) for entry in entries]})
         return Exit.DONE
-    rows = table("name", "family", "parameters>", "licence", "hub id")
+    rows = table("name", "family", "parameters>", "licence", "hub id", give_way=("hub id",))
     for entry in entries:
         size = format_count(entry.parameter_count) if entry.parameter_count else "-"
         rows.add_row(entry.name, entry.family, size, entry.license or "-", entry.hub_id or "-")

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
-    from rich.table import Table
+
+    from planner.cli.tables import Table
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -24,16 +27,14 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, soft_wrap=False)
 
 
-def table(*columns: str, title: str | None = None) -> Table:
-    """An open table; a column whose name ends in ``>`` is right-aligned."""
-    from rich import box
-    from rich.table import Table
+def table(*columns: str, title: str | None = None, give_way: Sequence[str] = ()) -> Table:
+    """An open table that fits the terminal; a column whose name ends in ``>`` is right-aligned.
 
-    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    for column in columns:
-        right = column.endswith(">")
-        made.add_column(column.removesuffix(">"), justify="right" if right else "left", overflow="fold")
-    return made
+    ``give_way`` names the columns that a narrow terminal can do without, the first to go first; ``--json`` has all.
+    """
+    from planner.cli.tables import Table
+
+    return Table(*columns, title=title, give_way=give_way)
 
 
 def escape(text: str) -> str:

@@ -74,7 +74,7 @@ def options(**given: Any) -> QualityOptions:
 def show(found: Measured) -> None:
     """What was measured, beside what was predicted."""
     out, quality = console(), found.quality
-    rows = table("quantity", "measured>", "standard error>", "predicted>", "range>")
+    rows = table("quantity", "measured>", "standard error>", "predicted>", "80 % range>")
     rows.add_row("perplexity", f"{quality.perplexity.value:.4f}", f"{quality.perplexity.standard_error:.4f}", "", "")
     comparison = quality.comparison
     if comparison is not None:

@@ -11,6 +11,7 @@ from planner.cli.options import existing, json_option
 from planner.cli.output import print_json
 from planner.core.errors import Exit
 from planner.core.units import format_bytes, format_seconds
+from planner.core.wording import span
 
 
 @click.command("quantize")
@@ -99,4 +100,4 @@ def _cells(entry: dict[str, Any], show: Any) -> tuple[str, str, str]:
     measured = show(entry["measured"]) if entry["measured"] is not None else ""
     if "predicted" not in entry:
         return "", "", measured
-    return show(entry["predicted"]), f"{show(entry['low'])} - {show(entry['high'])}", measured
+    return show(entry["predicted"]), span(show(entry["low"]), show(entry["high"])), measured

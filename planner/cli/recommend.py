@@ -28,8 +28,8 @@ from planner.core.workload import Workload
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
+    from planner.cli.tables import Table
     from planner.core.candidate import Candidate, KernelUse
     from planner.core.estimates import DeviceMemory
     from planner.workflow.recommend import Recommendation
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 
 ALTERNATIVES_SHOWN = 6
 REJECTIONS_SHOWN = 4
-WIDE = 100
-LEFT_OUT_WHEN_NARROW = ("file>", "layers>", "KV")
-"""Columns of the alternatives that give way on a terminal narrower than ``WIDE``; ``--json`` has all."""
 
 
 @click.command("recommend")
@@ -191,11 +188,9 @@ def _alternatives(out: Console, answer: Recommendation, verbose: bool) -> None:
         return
     shown = others if verbose else others[:ALTERNATIVES_SHOWN]
     columns = ("alternative", "file>", "memory>", "decode t/s>", "perplexity>", "layers>", "KV", "", "score>")
-    kept = [name for name in columns if out.width >= WIDE or name not in LEFT_OUT_WHEN_NARROW]
-    made = table(*kept)
+    made = table(*columns, give_way=("layers>", "KV", "file>"))
     for candidate in shown:
-        cells = zip(columns, candidate_row(candidate), strict=True)
-        made.add_row(*(cell for name, cell in cells if name in kept))
+        made.add_row(*candidate_row(candidate))
     out.print(made)
     if len(others) > len(shown):
         out.print(f"[dim]{len(others) - len(shown)} more fit; -v lists them[/]")

@@ -122,11 +122,11 @@ def _announce(prepared: Prepared, as_json: bool) -> Callable[[Running], None]:
 
         if as_json:
             document = {"format_version": FORMAT_VERSION, "url": f"{running.url}/v1", "server": prepared.server.name}
-            more = {"model": prepared.service.name, "pid": running.pid, "log": str(running.log)}
+            more = {"model": prepared.model, "pid": running.pid, "log": str(running.log)}
             click.echo(json.dumps({**document, **more}))
             return
         click.echo(f"{running.url}/v1")
-        click.echo(f"{prepared.service.name} answers there as OpenAI's API does; Ctrl-C ends it", err=True)
+        click.echo(f"{prepared.model} answers there as OpenAI's API does; Ctrl-C ends it", err=True)
         click.echo(f"log: {running.log}", err=True)
 
     return announce

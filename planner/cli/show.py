@@ -11,7 +11,7 @@ from planner.cli.output import console, escape, print_json, table
 from planner.cli.recipe import show_recipe
 from planner.core.errors import Exit, InputError
 from planner.core.units import format_bytes, format_seconds
-from planner.core.wording import TITLES, quantity
+from planner.core.wording import TITLES, quantity, quantity_span, span
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,13 +71,13 @@ def show_plan(plan: Plan) -> None:
         out.print(f"  · {escape(reason)}")
     expected = table("expected", "value>", "95 % range>", "basis")
     for item in plan.expectations:
-        low, high = quantity(item.quantity, item.low), quantity(item.quantity, item.high)
-        row = (TITLES[item.quantity], quantity(item.quantity, item.predicted), f"{low} - {high}")
-        expected.add_row(*row, item.basis)
+        expected_range = quantity_span(item.quantity, item.low, item.high)
+        predicted = quantity(item.quantity, item.predicted)
+        expected.add_row(TITLES[item.quantity], predicted, expected_range, item.basis)
     out.print(expected)
     for source in dict.fromkeys(item.source for item in plan.expectations):
         out.print(f"[dim]source: {source}[/]")
-    steps = table("step", "makes", "size>", "peak memory>", "time>", "80 % range>")
+    steps = table("step", "makes", "size>", "peak memory>", "time>", "80 % range>", give_way=("80 % range>",))
     for step in plan.steps:
         steps.add_row(*_step_row(step))
     out.print(steps)
@@ -99,8 +99,8 @@ def _step_row(step: Step) -> tuple[str, ...]:
     if step.predicted_gpu_memory is not None:
         memory += f", {format_bytes(step.predicted_gpu_memory.value)} of the GPU's"
     took = step.predicted_seconds
-    span = f"{format_seconds(took.low)} - {format_seconds(took.high)}" if took else ""
-    return name, step.output or "the report", size, memory, format_seconds(took.value) if took else "", span
+    time = (format_seconds(took.value), span(format_seconds(took.low), format_seconds(took.high))) if took else ("", "")
+    return name, step.output or "the report", size, memory, *time
 
 
 def show_report(document: dict[str, Any]) -> None:
@@ -140,11 +140,10 @@ def _verdict_row(verdict: dict[str, Any]) -> tuple[str, ...]:
     name = verdict["quantity"]
     measured, predicted = verdict["measured"], verdict["predicted"]
     ratio = f"{measured / predicted:.3f}" if measured is not None and predicted else "-"
-    low, high = quantity(name, verdict["low"]), quantity(name, verdict["high"])
     return (
         TITLES.get(name, name),
         quantity(name, predicted),
-        f"{low} - {high}",
+        quantity_span(name, verdict["low"], verdict["high"]),
         quantity(name, measured),
         ratio,
         f"[{COLOURS[verdict['ok']]}]{verdict['position']}[/]",

@@ -16,6 +16,21 @@ if TYPE_CHECKING:
     from planner.core.candidate import Placement
     from planner.workflow.tuning_result import Speed, Tried, TuneResult
 
+COLUMNS = (
+    "threads>",
+    "micro batch>",
+    "flash",
+    "KV",
+    "decode t/s>",
+    "80 %>",
+    "prefill t/s>",
+    "80 %>",
+    "slower>",
+    "set aside>",
+    "",
+)
+GIVE_WAY = ("80 %>", "set aside>")
+
 
 @click.command("tune")
 @click.argument("model")
@@ -95,9 +110,8 @@ def _show(found: TuneResult) -> None:
     out = console()
     what = {"decode": "decode", "prefill": "prefill", "balanced": "a prompt and an answer"}[found.request.objective]
     out.print(f"[bold]{escape(found.model.name)} as {found.variant.type}[/], {escape(found.material)}, for {what}")
-    columns = ["threads>", "micro-batch>", "flash", "KV", "decode t/s>", "prefill t/s>", "slower>", "set aside>", ""]
     with_layers = bool(found.recommended.setting.gpu_count)
-    rows = table(*(["GPU layers>"] if with_layers else []), *columns)
+    rows = table(*(["GPU layers>"] if with_layers else []), *COLUMNS, give_way=GIVE_WAY)
     for one in found.tried:
         if one.status == "alike":
             continue
@@ -146,15 +160,15 @@ def _cells(one: Tried, found: TuneResult) -> list[str]:
         str(setting.ubatch),
         "on" if setting.flash_attention else "off",
         setting.kv_type,
-        _spread(one.decode),
-        _spread(one.prefill),
+        *_spread(one.decode),
+        *_spread(one.prefill),
         f"{100 * regret.fraction:+.1f} %" if regret else "",
         str(one.set_aside_count or ""),
         escape(", ".join(marks)),
     ]
 
 
-def _spread(speed: Speed | None) -> str:
+def _spread(speed: Speed | None) -> tuple[str, str]:
     if speed is None:
-        return ""
-    return f"{format_rate(speed.median)} ({format_rate(speed.low)}-{format_rate(speed.high)})"
+        return "", ""
+    return format_rate(speed.median), f"{format_rate(speed.low)}-{format_rate(speed.high)}"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from planner.core.candidate import Candidate, Placement, Rejection
 from planner.core.estimates import DeviceMemory, Prediction
+from planner.core.finetuning import NF4, FinetuneChoice, FinetuneSettings
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import (
     CONVERT_RATE,
@@ -13,6 +14,7 @@ from planner.core.measurement import (
     FILE_BYTES,
     KL_DIVERGENCE,
     LOSS_RATIO,
+    ONE_PASS_RATE,
     PEAK_MEMORY,
     PERPLEXITY_RATIO,
     PREFILL,
@@ -33,6 +35,7 @@ TITLES = {
     STEP_SECONDS: "time",
     CONVERT_RATE: "convert, weights/s",
     QUANTIZE_RATE: "quantize, weights/s",
+    ONE_PASS_RATE: "one pass, weights/s",
     TRAINABLE_PARAMETERS: "trained weights",
     TRAINING_RATE: "training, tokens/s",
     LOSS_RATIO: "loss after / before",
@@ -48,11 +51,23 @@ def quantity(name: str, value: float | None) -> str:
         return format_bytes(value, 2)
     if name == STEP_SECONDS:
         return format_seconds(value)
-    if name in {CONVERT_RATE, QUANTIZE_RATE}:
+    if name in {CONVERT_RATE, QUANTIZE_RATE, ONE_PASS_RATE}:
         return format_count(value)
     if name == TRAINABLE_PARAMETERS:
         return f"{value:,.0f}"
     return format_rate(value) if name in {PREFILL, DECODE, TRAINING_RATE} else f"{value:.4f}"
+
+
+def quantity_span(name: str, low: float, high: float) -> str:
+    """The range of a quantity: ``7.31 - 43.96 MiB``."""
+    return span(quantity(name, low), quantity(name, high))
+
+
+def span(low: str, high: str) -> str:
+    """Two written values as a range, a unit that they share once: ``7.31 - 43.96 MiB``, ``0.9 s - 1 min 20 s``."""
+    number, _, unit = low.partition(" ")
+    shared = " " not in unit and unit == high.partition(" ")[2]
+    return f"{number if shared else low} - {high}"
 
 
 def ranged(prediction: Prediction | None, show: Callable[[float], str]) -> str:
@@ -108,6 +123,40 @@ def fullest(candidate: Candidate) -> DeviceMemory:
     """The device of which a candidate needs most."""
     used = candidate.estimate.memory
     return max((*used.devices, used.host), key=lambda device: device.needed_bytes)
+
+
+def finetune_label(settings: FinetuneSettings) -> str:
+    """A fine-tuning in short: ``QLoRA r16``."""
+    return f"{'QLoRA' if settings.base == NF4 else 'LoRA'} r{settings.rank}"
+
+
+def finetune_facts(choice: FinetuneChoice) -> list[tuple[str, str]]:
+    """The settings of a fine-tuning and what they take, each with its name."""
+    settings, made = choice.settings, choice.estimate
+    name = "QLoRA: NF4 with double quantization" if settings.base == NF4 else "LoRA on 16-bit weights"
+    kept = "inputs of layers (gradient checkpointing)" if settings.gradient_checkpointing else "all activations"
+    seconds = made.seconds_per_step
+    steps = f", {settings.steps} steps" if settings.steps else ""
+    return [
+        ("base", f"{name}, {settings.compute_dtype}"),
+        ("LoRA", f"rank {settings.rank}, {settings.target_modules}, {made.trainable_parameter_count:,} weights"),
+        ("step", f"{settings.micro_batch} x {settings.accumulation} sequences of {settings.sequence_length} tokens"),
+        ("keeps", kept),
+        ("trains", f"{settings.optimizer}, learning rate {settings.learning_rate:g}{steps}"),
+        ("time", f"{ranged(seconds, format_seconds)} a step" if seconds else "unknown"),
+        ("adapter", format_bytes(made.adapter_bytes)),
+    ]
+
+
+def finetune_memory(choice: FinetuneChoice) -> list[tuple[str, str, str]]:
+    """The memory of training by term, with its sum: name, bytes, and the source of a term or the range of the sum."""
+    made, peak = choice.estimate, choice.estimate.peak_memory
+    return [
+        *((term.name, format_bytes(term.bytes), term.source) for term in made.terms),
+        ("peak", format_bytes(peak.value), span(format_bytes(peak.low), format_bytes(peak.high))),
+        ("the runtime besides", format_bytes(made.overhead_bytes), ""),
+        ("usable", format_bytes(made.capacity_bytes), ""),
+    ]
 
 
 def rejection_numbers(item: Rejection) -> str:

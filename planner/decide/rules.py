@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from planner.core.candidate import Candidate, Rejection, TraceEntry
-from planner.core.data import data_path
+from planner.core.data import read_document
 from planner.core.hardware import HardwareProfile
 from planner.core.units import GIB
 from planner.core.workload import Workload
+
+TABLE = "decision_rules.toml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,14 +66,9 @@ class Objective:
 
 
 @cache
-def _document() -> dict[str, Any]:
-    return tomllib.loads(data_path("decision_rules.toml").read_text("utf-8"))
-
-
-@cache
 def all_rules() -> tuple[Rule, ...]:
     """The decision matrix in the order of its file."""
-    return tuple(_rule(row) for row in _document()["rule"])
+    return tuple(_rule(row) for row in read_document(TABLE)["rule"])
 
 
 def _rule(row: dict[str, Any]) -> Rule:
@@ -83,7 +79,7 @@ def _rule(row: dict[str, Any]) -> Rule:
 @cache
 def objective(name: str) -> Objective:
     """The exchange rates of an objective (the workload has checked its name)."""
-    return next(Objective(**row) for row in _document()["objective"] if row["name"] == name)
+    return next(Objective(**row) for row in read_document(TABLE)["objective"] if row["name"] == name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,13 +97,13 @@ class MixtureTerms:
 @cache
 def mixture_terms() -> MixtureTerms:
     """The terms of a mixture."""
-    return MixtureTerms(**_document()["mixture"])
+    return MixtureTerms(**read_document(TABLE)["mixture"])
 
 
 @cache
 def bonus_percent() -> float:
     """What a preference is worth, in percent of perplexity."""
-    return float(_document()["bonus"]["prefer_percent"])
+    return float(read_document(TABLE)["bonus"]["prefer_percent"])
 
 
 def whole_in_vram(candidate: Candidate) -> bool:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
 
 from planner.core.candidate import KernelUse, Variant
-from planner.core.data import data_path
+from planner.core.data import read_document
 from planner.core.estimates import FORMULA, DeviceMemory, Prediction
 from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec
 from planner.methods import common
 from planner.runtimes import kernels
 
+TABLE = "torch_cpu.toml"
 _FLOAT32 = "float32"
 _KEPT_WEIGHTS = 100_000_000
 """Largest model of which all working memory was seen to stay (91 million weights, AWQ, 2026-11-26)."""
@@ -33,26 +32,21 @@ class Kernel:
 
 
 @cache
-def _document() -> dict[str, Any]:
-    return tomllib.loads(data_path("torch_cpu.toml").read_text("utf-8"))
-
-
-@cache
 def kernel_row(name: str) -> Kernel | None:
     """The coefficients of a kernel by its id in ``data/kernels.toml``; ``None`` where there are none."""
-    row = _document()["kernel"].get(name)
+    row = read_document(TABLE)["kernel"].get(name)
     return None if row is None else Kernel(**row)
 
 
 def common_coefficients() -> dict[str, float]:
     """Coefficients that hold for every kernel."""
-    found: dict[str, float] = _document()["common"]
+    found: dict[str, float] = read_document(TABLE)["common"]
     return found
 
 
 def source() -> str:
     """Where the coefficients come from."""
-    return str(_document()["source"])
+    return str(read_document(TABLE)["source"])
 
 
 @lru_cache(maxsize=1024)

@@ -10,17 +10,23 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
-import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from planner.core.codec import decode, read_json
-from planner.core.data import data_path, home
-from planner.core.errors import InputError, MissingEnvironment, UsageError
+from planner.core.data import home, named, read_document, read_rows
+from planner.core.errors import InputError, MissingEnvironment
 from planner.core.hardware import STRICT
+from planner.core.plan import Step
+from planner.methods import quantizers
 
+TRAINING = "peft"
+"""The environment that adapters are trained in."""
+UNQUANTIZED = "none"
+"""The method of weights as they are published."""
+TABLE = "environments.toml"
 FOLDER = "environments"
 MARKER = "qplan-environment.json"
 """Written last: an environment without it is unfinished."""
@@ -102,15 +108,9 @@ class Marker:
 
 
 @cache
-def _table() -> dict[str, Any]:
-    return tomllib.loads(data_path("environments.toml").read_text("utf-8"))
-
-
-@cache
 def rows() -> tuple[Environment, ...]:
     """All environments, in the table's order."""
-    lists = ("methods", "requires", "accepts", "modules")
-    return tuple(Environment(**{**row, **{key: tuple(row[key]) for key in lists}}) for row in _table()["environment"])
+    return read_rows(Environment, TABLE, "environment")
 
 
 def names() -> tuple[str, ...]:
@@ -124,27 +124,34 @@ def row(name: str) -> Environment:
     Raises:
         UsageError: there is none of this name.
     """
-    for found in rows():
-        if found.name == name:
-            return found
-    raise UsageError(
-        f"{name!r} is no environment of qplan", hint=f"one of {', '.join(names())}", code="unknown-environment"
-    )
+    return named(rows(), name, what="environment of qplan", code="unknown-environment")
 
 
 def torch_builds() -> tuple[TorchBuild, ...]:
     """Builds of torch, the first that a machine meets is taken; the last asks for nothing."""
-    return tuple(TorchBuild(**row) for row in _table()["torch"])
+    return read_rows(TorchBuild, TABLE, "torch")
 
 
 def child_requires() -> tuple[str, ...]:
     """Requirements of qplan's own code where it runs in such an environment."""
-    return tuple(_table()["child"]["requires"])
+    return tuple(read_document(TABLE)["child"]["requires"])
 
 
 def of_method(method: str) -> tuple[Environment, ...]:
     """Environments that carry a method out, the one to take by default first."""
     return tuple(row for row in rows() if method in row.methods)
+
+
+def of_step(step: Step) -> str | None:
+    """Name of the environment that a step is carried out in; ``None``: qplan's own."""
+    if step.finetune is not None:
+        return TRAINING
+    return quantizers.quantizer(step.settings.quantizer).environment if step.settings else None
+
+
+def running(method: str) -> Environment:
+    """The environment that runs the checkpoints of a method: the one that makes them by default."""
+    return (*of_method(method), *of_method(UNQUANTIZED))[0]
 
 
 def folder(name: str) -> Path:
@@ -201,6 +208,12 @@ def status(name: str) -> Status:
         versions=tuple((package, used[package]) for package in packages(wanted) if package in used),
         note=None if current else note,
     )
+
+
+def made_versions(name: str) -> dict[str, str]:
+    """Version of every package in the environment that qplan made; empty where there is none that is finished."""
+    marker, _ = _finished(row(name))
+    return dict(marker.versions) if marker else {}
 
 
 def packages(wanted: Environment) -> tuple[str, ...]:

@@ -17,8 +17,6 @@ from planner.methods import torch_run
 from planner.methods.directory_run import atomic_directory
 from planner.runtimes import finetuning
 
-ENVIRONMENT = "peft"
-"""The row of ``data/environments.toml`` whose packages the script needs."""
 _LEFT_OVER = "checkpoints"
 
 

@@ -12,8 +12,6 @@ from planner.core.hardware import HardwareProfile
 from planner.core.plan import Plan, Step, disk_peak_bytes
 from planner.core.units import MIB, format_bytes
 from planner.execute import environments, receipts
-from planner.execute.finetune_child import ENVIRONMENT as TRAINING
-from planner.methods import quantizers
 from planner.models.fingerprint import WEIGHT_SUFFIXES, sha256_of
 
 DISK_MARGIN_BYTES = 64 * MIB
@@ -35,8 +33,7 @@ def check_tools(plan: Plan) -> None:
         MissingDependency: with the extra that brings it, or what installs its environment.
     """
     for step in plan.making_steps():
-        name = step.settings and quantizers.quantizer(step.settings.quantizer).environment
-        name = TRAINING if step.finetune else name
+        name = environments.of_step(step)
         if name:
             environments.python_for(name)
         else:

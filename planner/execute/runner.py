@@ -13,10 +13,8 @@ from typing import Protocol
 from planner.core.job import Job, keeps_progress, leave_only_progress, partial_path, remove
 from planner.core.plan import BUILT_IN, FINETUNE, Plan, Step
 from planner.execute import artifacts, calibration, domains, environments, receipts
-from planner.execute.finetune_child import ENVIRONMENT as TRAINING
 from planner.execute.locks import exclusive
 from planner.execute.process import Progress, run_child, was_cut_off
-from planner.methods import quantizers
 from planner.models.fingerprint import WEIGHT_SUFFIXES
 
 _CHILD = "planner.execute.child"
@@ -168,15 +166,8 @@ def interpreter(step: Step) -> Path | None:
     Raises:
         MissingDependency: it is not installed.
     """
-    name = environment(step)
+    name = environments.of_step(step)
     return environments.python_for(name) if name else None
-
-
-def environment(step: Step) -> str | None:
-    """Name of the environment that a step needs; ``None``: qplan's own."""
-    if step.finetune is not None:
-        return TRAINING
-    return quantizers.quantizer(step.settings.quantizer).environment if step.settings else None
 
 
 def _calibration_text(step: Step) -> str | None:

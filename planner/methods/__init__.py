@@ -23,13 +23,11 @@ and a doing half, ``work(job, report)``, which runs only in a child process and 
 from __future__ import annotations
 
 import importlib
-import tomllib
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Protocol, cast
 
-from planner.core.data import data_path
-from planner.core.errors import UsageError
+from planner.core.data import named, read_rows
 
 if TYPE_CHECKING:
     from planner.core.candidate import Candidate, KernelUse, Placement, Rejection, Variant
@@ -82,14 +80,9 @@ class MethodRow:
 
 
 @cache
-def _table() -> dict[str, list[dict[str, object]]]:
-    return cast("dict[str, list[dict[str, object]]]", tomllib.loads(data_path("methods.toml").read_text("utf-8")))
-
-
-@cache
 def rows() -> tuple[MethodRow, ...]:
     """All methods, in the table's order."""
-    return tuple(MethodRow(**row) for row in _table()["method"])  # type: ignore[arg-type]
+    return read_rows(MethodRow, "methods.toml", "method")
 
 
 def names() -> tuple[str, ...]:
@@ -103,10 +96,7 @@ def row(name: str) -> MethodRow:
     Raises:
         UsageError: there is none of this name.
     """
-    for found in rows():
-        if found.name == name:
-            return found
-    raise UsageError(f"{name!r} is no method", hint=f"one of {', '.join(names())}", code="unknown-method")
+    return named(rows(), name, what="method", code="unknown-method")
 
 
 @cache

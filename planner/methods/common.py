@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache, lru_cache
 
-from planner.core.candidate import KernelUse, Rejection, Variant
+from planner.core.candidate import KernelUse, Placement, Rejection, Variant
 from planner.core.errors import UsageError
 from planner.core.estimates import SizeEstimate
 from planner.core.hardware import HardwareProfile
@@ -89,6 +89,13 @@ def kernel(
     refusal = kernels.split_refusal(variant, model.n_head, tensor_parallel)
     products_ = products(model, tensor_parallel)
     return refusal or kernels.validate(variant, products_, hardware, tensor_parallel=tensor_parallel)
+
+
+def kernel_at(
+    model: ModelSpec, variant: Variant, placement: Placement, hardware: HardwareProfile
+) -> KernelUse | Rejection:
+    """The kernel that its runtime takes at the placement's tensor parallelism, or the row that forbids it."""
+    return kernel(model, variant, hardware, placement.tensor_parallel)
 
 
 def kernel_blockers(model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> tuple[Rejection, ...]:

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from planner.core.candidate import Candidate, KernelUse, Placement, Rejection, Variant
+from planner.core.candidate import Candidate, Variant
 from planner.core.estimates import SizeEstimate
-from planner.core.hardware import HardwareProfile
 from planner.core.job import Job
 from planner.core.model import ModelSpec, Tensor
 from planner.core.plan import Step
@@ -76,16 +75,9 @@ def size(model: ModelSpec, variant: Variant) -> SizeEstimate:
     return common.safetensors_size(model, tensor_bytes(model, variant), tensors_per_linear=per_linear)
 
 
-def blockers(model: ModelSpec, variant: Variant, hardware: HardwareProfile) -> tuple[Rejection, ...]:
-    """No kernel of vLLM for it here: the GPU, the group size, or a matrix that no group divides."""
-    return common.kernel_blockers(model, variant, hardware)
-
-
-def kernel(
-    model: ModelSpec, variant: Variant, placement: Placement, hardware: HardwareProfile
-) -> KernelUse | Rejection:
-    """The kernel that its runtime takes at the placement's tensor parallelism, or the row that forbids it."""
-    return common.kernel(model, variant, hardware, placement.tensor_parallel)
+blockers = common.kernel_blockers
+"""No kernel of vLLM for it here: the GPU, the group size, or a matrix that no group divides."""
+kernel = common.kernel_at
 
 
 def steps(model: ModelSpec, variant: Variant) -> tuple[Step, ...]:

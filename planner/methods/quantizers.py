@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from planner.core.data import data_path
+from planner.core.data import named, read_rows
 from planner.core.errors import UsageError
 from planner.core.plan import Settings
 from planner.core.workload import Quantizing
@@ -16,6 +15,7 @@ from planner.core.workload import Quantizing
 if TYPE_CHECKING:
     from planner.core.candidate import Variant
 
+TABLE = "quantizers.toml"
 CALIBRATED = ("awq", "gptq")
 """Methods that run text through the model while they quantize it."""
 
@@ -55,24 +55,15 @@ class Way:
 
 
 @cache
-def _table() -> dict[str, list[dict[str, Any]]]:
-    return tomllib.loads(data_path("quantizers.toml").read_text("utf-8"))
-
-
-def _frozen(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-
-
-@cache
 def quantizers() -> tuple[Quantizer, ...]:
     """All programs, in the table's order."""
-    return tuple(Quantizer(**_frozen(row)) for row in _table()["quantizer"])
+    return read_rows(Quantizer, TABLE, "quantizer")
 
 
 @cache
 def ways() -> tuple[Way, ...]:
     """All ways, in the order of preference."""
-    return tuple(Way(**_frozen(row)) for row in _table()["way"])
+    return read_rows(Way, TABLE, "way")
 
 
 def quantizer(name: str) -> Quantizer:
@@ -81,11 +72,7 @@ def quantizer(name: str) -> Quantizer:
     Raises:
         UsageError: there is none.
     """
-    for row in quantizers():
-        if row.name == name:
-            return row
-    known = ", ".join(row.name for row in quantizers())
-    raise UsageError(f"{name!r} is no quantizer", hint=f"one of {known}", code="unknown-quantizer")
+    return named(quantizers(), name, what="quantizer", code="unknown-quantizer")
 
 
 def way_of(variant: Variant) -> Way | None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache, lru_cache
-from typing import Any
 
 from planner.core.candidate import KernelUse, Rejection, Variant
-from planner.core.data import data_path
+from planner.core.data import read_rows
 from planner.core.hardware import Gpu, HardwareProfile
 
+TABLE = "kernels.toml"
 CPU = "cpu"
 """The vendor of a row for machines, or parts of them, without a GPU."""
 
@@ -125,26 +124,15 @@ class Broken:
 
 
 @cache
-def _table() -> dict[str, list[dict[str, Any]]]:
-    return tomllib.loads(data_path("kernels.toml").read_text("utf-8"))
-
-
-def _frozen(row: dict[str, Any]) -> dict[str, Any]:
-    fixed = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-    arguments: dict[str, str] = row.get("arguments", {})
-    return {**fixed, "arguments": tuple(arguments.items())} if arguments else fixed
-
-
-@cache
 def runtimes() -> tuple[Runtime, ...]:
     """All runtimes, in the table's order."""
-    return tuple(Runtime(**_frozen(row)) for row in _table()["runtime"])
+    return read_rows(Runtime, TABLE, "runtime")
 
 
 @cache
 def kernels() -> tuple[Kernel, ...]:
     """All kernels; those of one runtime and method in the order in which it tries them."""
-    return tuple(Kernel(**_frozen(row)) for row in _table()["kernel"])
+    return read_rows(Kernel, TABLE, "kernel")
 
 
 def is_compiled(id_: str) -> bool:
@@ -155,7 +143,7 @@ def is_compiled(id_: str) -> bool:
 @cache
 def split_limits() -> tuple[SplitLimit, ...]:
     """Limits of tensor parallelism that no single kernel sets."""
-    return tuple(SplitLimit(**row) for row in _table()["tensor_parallel"])
+    return read_rows(SplitLimit, TABLE, "tensor_parallel")
 
 
 @cache

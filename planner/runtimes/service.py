@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from planner.core.candidate import Candidate, KernelUse, Placement, Variant
-from planner.core.data import data_path
-from planner.core.errors import UsageError
+from planner.core.data import named, read_rows
 from planner.runtimes.kernels import runtimes
 
 HOST = "127.0.0.1"
@@ -36,6 +33,8 @@ class Server:
     source: str
     date: str
     options: tuple[str, ...]
+    modules: tuple[str, ...] = ()
+    """Of Python: what must be there where the server is part of it; empty for a program by itself."""
     image: str | None = None
     image_cuda: str | None = None
 
@@ -103,8 +102,7 @@ class Command:
 @cache
 def servers() -> tuple[Server, ...]:
     """All servers, in the table's order."""
-    rows: list[dict[str, Any]] = tomllib.loads(data_path("servers.toml").read_text("utf-8"))["server"]
-    return tuple(Server(**{**row, "options": tuple(row["options"])}) for row in rows)
+    return read_rows(Server, "servers.toml", "server")
 
 
 def server(name: str) -> Server:
@@ -113,11 +111,7 @@ def server(name: str) -> Server:
     Raises:
         UsageError: there is none of this name.
     """
-    for row in servers():
-        if row.name == name:
-            return row
-    names = ", ".join(row.name for row in servers())
-    raise UsageError(f"{name!r} is no server", hint=f"one of {names}", code="unknown-server")
+    return named(servers(), name, what="server", code="unknown-server")
 
 
 def visible_gpus(placement: Placement, environment: Mapping[str, str]) -> dict[str, str]:

@@ -31,6 +31,8 @@ FOLLOWS = {
     "Run": "result.ResultScreen",
 }
 """The screen after each step, by module and class."""
+FINETUNE = "finetune.FinetuneScreen"
+"""Takes the place of the candidates where an adapter is to be trained."""
 ASIDE = {
     "frontier": "frontier.FrontierScreen",
     "measurements": "measurements.MeasurementsScreen",
@@ -38,6 +40,12 @@ ASIDE = {
     "serve": "serve.ServeScreen",
 }
 """Screens reached from the palette."""
+
+
+def following(step: str, state: State) -> str:
+    """The screen after a step."""
+    trains = state.answer is not None and state.answer.finetuning is not None
+    return FINETUNE if step == "Goal" and trains else FOLLOWS[step]
 
 
 def made(name: str, state: State) -> QplanScreen:
@@ -82,7 +90,7 @@ class Wizard(App[State]):
         screen = self.screen
         if isinstance(screen, QplanScreen) and screen.TITLE_TEXT in FOLLOWS:
             self.latest = message.state
-            self.push_screen(made(FOLLOWS[screen.TITLE_TEXT], message.state))
+            self.push_screen(made(following(screen.TITLE_TEXT, message.state), message.state))
 
     def on_failed(self, message: Failed) -> None:
         """Say what went wrong; everything stays as it was."""
@@ -92,9 +100,7 @@ class Wizard(App[State]):
 
     def on_again(self, message: Again) -> None:
         """Back to the model, with the machine kept."""
-        state = message.state.but(
-            model=None, model_text="", answer=None, candidate=None, plan=None, saved=False, outcome=None
-        )
+        state = message.state.from_model_on()
         while len(self.screen_stack) > 1:
             self.pop_screen()
         self.push_screen(made(FOLLOWS["Hardware"], state))

@@ -25,6 +25,7 @@ CHOOSE: list[BindingType] = [
     Binding("w", "what_if", "What-if", id="choose.what-if"),
     Binding("f", "frontier", "Plot", id="choose.frontier"),
 ]
+FINETUNE: list[BindingType] = [Binding("x", "rejected", "Rejected", id="finetune.rejected")]
 REVIEW: list[BindingType] = [Binding("ctrl+s", "save", "Save plan", id="review.save", priority=True)]
 RUN: list[BindingType] = [
     Binding("c", "cancel", "Cancel", id="run.cancel"),
@@ -47,6 +48,7 @@ TABLE: dict[str, list[BindingType]] = {
     "Hardware": HARDWARE,
     "Model": MODEL,
     "Choose": CHOOSE,
+    "Fine-tune": FINETUNE,
     "Review": REVIEW,
     "Run": RUN,
     "Result": RESULT,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from planner.core.plan import Plan, Step
     from planner.tui.state import State
     from planner.workflow.applying import Outcome, Receipt
+    from planner.workflow.environments import Offer
     from planner.workflow.library import CatalogEntry
     from planner.workflow.recommend import Recommendation
 
@@ -90,11 +91,28 @@ class Answered(Message):
 
 
 class Planned(Message):
-    """A plan was made."""
+    """A plan was made; ``installs``: environments that its apply would install first."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, installs: tuple[Offer, ...] = ()) -> None:
         super().__init__()
         self.plan = plan
+        self.installs = installs
+
+
+class InstallBegan(Message):
+    """The environment of a quantizer is being installed."""
+
+    def __init__(self, offer: Offer) -> None:
+        super().__init__()
+        self.offer = offer
+
+
+class InstallEnded(Message):
+    """It is there."""
+
+    def __init__(self, offer: Offer) -> None:
+        super().__init__()
+        self.offer = offer
 
 
 class DownloadBegan(Message):

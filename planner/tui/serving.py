@@ -96,7 +96,7 @@ def _known(prepared: Prepared) -> dict[str, object]:
     return {
         "phase": STARTING,
         "server": prepared.server.name,
-        "model": prepared.service.name or "",
+        "model": prepared.model or "",
         "command": prepared.command.text(),
         "notes": prepared.notes,
         "log": serving.log_path(prepared),

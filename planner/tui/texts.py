@@ -10,10 +10,13 @@ from rich.text import Text
 
 from planner.core.candidate import Candidate, Rejection, method_and_type
 from planner.core.estimates import Prediction
+from planner.core.finetuning import FinetuneChoice
 from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec
-from planner.core.units import format_bytes, format_count, format_rate
+from planner.core.units import format_bytes, format_count, format_rate, format_seconds
 from planner.core.wording import (
+    finetune_facts,
+    finetune_memory,
     fullest,
     layers_cell,
     placement_line,
@@ -133,6 +136,34 @@ def short_numbers(candidate: Candidate) -> str:
     size, memory = format_bytes(candidate.estimate.size.file_bytes), format_bytes(fullest(candidate).needed_bytes)
     rest = f"{ranged(speed, short_rate)} tokens/s, perplexity {ranged(quality, short_percent)} %"
     return f"file {size}, memory {memory}, {rest}"
+
+
+def short_training(choice: FinetuneChoice) -> str:
+    """A fine-tuning in a line, for the live effect of a goal."""
+    settings, made = choice.settings, choice.estimate
+    what = f"{settings.micro_batch} x {settings.accumulation} sequences of {settings.sequence_length} tokens"
+    room = f" of {format_bytes(made.capacity_bytes)}" if made.capacity_bytes else ""
+    seconds = f", {ranged(made.seconds_per_step, format_seconds)} a step" if made.seconds_per_step else ""
+    return f"{what}, memory {format_bytes(made.needed_bytes)}{room}{seconds}"
+
+
+def training(choice: FinetuneChoice, *, sources: bool) -> Group:
+    """The block of a fine-tuning, as ``qplan recommend --objective finetune`` prints it: settings, memory by term.
+
+    Args:
+        choice: how it is trained.
+        sources: with where each term comes from, if there is room for it.
+    """
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(no_wrap=True)
+    rows.add_column(justify="right", no_wrap=True)
+    rows.add_column(style="dim", overflow="fold")
+    rows.add_row(Text(f"memory on {choice.estimate.device}", "bold"), "", "")
+    terms = {term.name for term in choice.estimate.terms}
+    for name, size, said in finetune_memory(choice):
+        shown = said if sources or name not in terms else ""
+        rows.add_row(Text(name), Text(size, "bold" if name == "peak" else ""), Text(shown))
+    return spaced(facts(finetune_facts(choice)), rows, bullets(choice.reasons), notes(choice.estimate.notes))
 
 
 def prediction_terms(title: str, prediction: Prediction | None) -> RenderableType:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from textual.message import Message
 
 from planner.core.errors import Interrupted
-from planner.tui.messages import DownloadBegan, Progressed, StepBegan, StepEnded
+from planner.tui.messages import DownloadBegan, InstallBegan, InstallEnded, Progressed, StepBegan, StepEnded
 
 if TYPE_CHECKING:
     from planner.core.plan import Step
     from planner.workflow.applying import Receipt
+    from planner.workflow.environments import Offer, Tell
 
 LOOK_SECONDS = 0.2
 
@@ -39,6 +40,17 @@ class Watching:
         """A model of the hub is fetched; its progress comes in bytes."""
         self._post(DownloadBegan(what))
         return lambda done, total: self._tell(float(done), float(total or 0), "")
+
+    def installing(self, offer: Offer) -> Tell:
+        """The environment of a quantizer is installed; its stages come with the share that is behind."""
+        self._post(InstallBegan(offer))
+
+        def tell(what: str, fraction: float) -> None:
+            self._tell(fraction, 1.0, what)
+            if fraction >= 1.0:
+                self._post(InstallEnded(offer))
+
+        return tell
 
     def started(self, step: Step) -> Callable[..., None]:
         """A step begins; its progress comes in any unit."""

@@ -26,6 +26,12 @@ def plan_line(model: str, workload: Workload, profile: str | None, candidate: Ca
     return shlex.join(["qplan", "plan", model, *own, *options, "-o", str(path)])
 
 
+def finetune_line(model: str, workload: Workload, profile: str | None, dataset: Path | None, path: Path) -> str:
+    """``qplan plan MODEL --objective finetune`` with what was wished of it."""
+    data = [] if dataset is None else ["--dataset", str(dataset)]
+    return shlex.join(["qplan", "plan", model, *_options(workload, profile), *data, "-o", str(path)])
+
+
 def apply_line(path: Path, output: Path) -> str:
     """``qplan apply PLAN --output DIR``."""
     return shlex.join(["qplan", "apply", str(path), "--output", str(output)])
@@ -37,7 +43,7 @@ def serve_line(target: Path) -> str:
 
 
 def _options(workload: Workload, profile: str | None, leave_out: tuple[str, ...] = ()) -> list[str]:
-    usual = Workload()
+    usual, wish = Workload(), workload.finetuning
     given: dict[str, object] = {
         "--profile": profile,
         "--context": workload.context if workload.context_fixed else None,
@@ -51,6 +57,14 @@ def _options(workload: Workload, profile: str | None, leave_out: tuple[str, ...]
         "--gpu-layers": workload.gpu_layers,
         "--prompt-tokens": _unusual(workload.prompt_tokens, usual.prompt_tokens),
         "--threads": workload.threads,
+        "--lora-base": wish.base,
+        "--lora-rank": wish.rank,
+        "--sequence-length": wish.sequence_length,
+        "--batch": wish.batch,
+        "--micro-batch": wish.micro_batch,
+        "--optimizer": wish.optimizer,
+        "--learning-rate": _number(wish.learning_rate),
+        "--steps": wish.steps,
     }
     kept = {name: value for name, value in given.items() if value is not None and name not in leave_out}
     options = [part for name, value in kept.items() for part in (name, str(value))]

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from planner.core.candidate import Variant
 from planner.core.data import data_path, home
 from planner.core.errors import ExecutionFailed, MissingEnvironment, NeedsConfirmation, UsageError
+from planner.core.plan import Plan
 from planner.core.units import MIB, format_bytes, format_seconds
 from planner.execute import environments, installing, packages, torch_build
 from planner.execute.environments import Status as Status
 from planner.execute.installing import Tell as Tell
+from planner.methods import quantizers
 from planner.workflow.survey import cached_survey
 
 SIZES = "environment_sizes.csv"
@@ -132,6 +135,19 @@ def offer(name: str, *, installer: str | None = None) -> Offer:
         replaces=there.note or ("what is installed" if there.installed else None),
         note=sizes.get("source", ""),
     )
+
+
+def needed_by(plan: Plan) -> tuple[Offer, ...]:
+    """What ``apply`` would have to install first, in its order; empty where all of it is there."""
+    names = dict.fromkeys(environments.of_step(step) for step in plan.making_steps())
+    return tuple(offer(name) for name in names if name and status(name).python is None)
+
+
+def needed_by_variant(variant: Variant) -> Offer | None:
+    """What making ``variant`` would have to install first; ``None`` where nothing."""
+    way = quantizers.way_of(variant)
+    name = quantizers.quantizer(way.quantizer).environment if way else None
+    return offer(name) if name and status(name).python is None else None
 
 
 def _sizes(name: str, build: environments.TorchBuild) -> dict[str, str]:

@@ -70,8 +70,27 @@ def make_plan(answer: Recommendation, dataset: Path | None, seed: int = 0) -> Pl
     )
 
 
+def decided(answer: Recommendation, dataset: Path | None) -> Recommendation:
+    """The answer with what :func:`make_plan` takes from it: without ``dataset``, the decision of the smoke test."""
+    if answer.finetuning is None or dataset is not None:
+        return answer
+    return dataclasses.replace(answer, finetuning=_smoke(answer))
+
+
+def with_choice(answer: Recommendation, choice: FinetuneChoice) -> Recommendation:
+    """The answer as if ``choice``, one of its ways, had been asked for."""
+    if answer.finetuning is not None and answer.finetuning.chosen == choice:
+        return answer
+    wish = dataclasses.replace(answer.workload.finetuning, base=choice.settings.base)
+    return dataclasses.replace(
+        answer,
+        workload=dataclasses.replace(answer.workload, finetuning=wish),
+        finetuning=FinetuneDecision(chosen=choice),
+    )
+
+
 def _chosen(answer: Recommendation, dataset: Path | None) -> FinetuneChoice:
-    decision = answer.finetuning if dataset is not None else _smoke(answer)
+    decision = decided(answer, dataset).finetuning
     if decision is None or decision.chosen is None:
         told = decision.rejected[0] if decision and decision.rejected else None
         raise DoesNotFit(

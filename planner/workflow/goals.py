@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from planner.core.errors import UsageError
+from planner.core.errors import InputError, UsageError
+from planner.core.finetuning import BASES, FinetuneWish
 from planner.core.units import parse_bytes
 from planner.core.workload import KV_TYPES, OBJECTIVES, Workload
 
@@ -42,11 +44,13 @@ def workload_of(
     kv_type: str = AUTOMATIC,
     cpu_only: bool = False,
     prompt_tokens: int = 512,
+    finetuning: FinetuneWish | None = None,
     base: Workload | None = None,
 ) -> Workload:
     """The workload of a form's fields; an empty one is no wish.
 
     Args:
+        finetuning: of the objective ``finetune``.
         base: what the form does not ask for: methods, types, threads.
 
     Raises:
@@ -71,7 +75,41 @@ def workload_of(
         gpu_layers=kept.gpu_layers,
         threads=kept.threads,
         cpu_only=cpu_only,
+        finetuning=finetuning if finetuning is not None and objective == "finetune" else FinetuneWish(),
     )
+
+
+def finetune_wish(
+    *, lora: str = AUTOMATIC, rank: str = "", sequence_length: str = "", batch: str = "", kept: FinetuneWish
+) -> FinetuneWish:
+    """What a form's fields want of a fine-tuning; what it does not ask for stays as in ``kept``.
+
+    Raises:
+        UsageError: naming the field and what it takes.
+    """
+    if lora not in (AUTOMATIC, *BASES):
+        raise UsageError(f"{lora!r} is no base of a fine-tuning", hint=f"one of {', '.join(BASES)}")
+    return replace(
+        kept,
+        base=None if lora == AUTOMATIC else lora,
+        rank=_whole("the rank", rank),
+        sequence_length=_whole("the sequence length", sequence_length),
+        batch=_whole("the batch", batch),
+    )
+
+
+def dataset(text: str) -> Path | None:
+    """What a fine-tuning trains with; ``None`` where the field is empty.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if not text.strip():
+        return None
+    path = Path(text.strip()).expanduser()
+    if not path.is_file():
+        raise InputError(f"{path} is no file", hint="a .jsonl file of examples, or text", code="no-file")
+    return path
 
 
 def _whole(what: str, text: str) -> int | None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
-import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from typing import Any
 from planner.core.candidate import KernelUse
 from planner.core.codec import read_json
 from planner.core.data import home
-from planner.core.errors import ExecutionFailed, InputError, MissingDependency
+from planner.core.errors import ExecutionFailed, InputError
 from planner.core.hardware import HardwareProfile
 from planner.execute.process import ChildDied, stoppable
 from planner.runtimes import kernels
@@ -34,14 +32,14 @@ from planner.runtimes.service import (
 )
 from planner.serve import run as serving
 from planner.verify.run import FAULTS
+from planner.workflow import server_programs
 from planner.workflow.applying import REPORT
 from planner.workflow.serve_target import Options, service_of
+from planner.workflow.server_programs import PYTHON_SERVER, Program
 from planner.workflow.survey import survey
 
 TIMEOUT_SECONDS = 1800.0
 """A large model is read from a slow disk within it."""
-PYTHON_SERVER = "llama-cpp-python"
-_PYTHON_SERVER_PACKAGES = ("llama_cpp", "uvicorn", "fastapi", "sse_starlette", "starlette_context", "pydantic_settings")
 NO_REPACK = (
     "llama.cpp crashed in its CPU-specific kernels (AMX or repacked weights) on this machine: it is started again "
     "without them; --no-repack does so at once"
@@ -54,15 +52,25 @@ class Prepared:
 
     service: Service
     server: Server
+    program: str | None = None
+    """Where the server lies, if that is known; ``None``: its name."""
     environment: tuple[tuple[str, str], ...] = ()
     """Which GPUs it sees; empty where this machine has none."""
     notes: tuple[str, ...] = ()
 
     @property
+    def model(self) -> str | None:
+        """What its API calls the model: transformers' server knows it by its place alone."""
+        return self.service.target if self.server.name == "transformers" else self.service.name
+
+    @property
     def command(self) -> Command:
         """How the server is started."""
         made = command(self.server.name, self.service)
-        return made if made.argv[0] == "docker" else dataclasses.replace(made, environment=self.environment)
+        if made.argv[0] == "docker":
+            return made
+        argv = (self.program or made.argv[0], *made.argv[1:])
+        return dataclasses.replace(made, argv=argv, environment=self.environment)
 
 
 def prepare(target: Path, options: Options, *, to_run: bool) -> Prepared:
@@ -83,14 +91,16 @@ def prepare(target: Path, options: Options, *, to_run: bool) -> Prepared:
     service = _kernel_named(service, here, anywhere=not to_run)
     kernel = service.kernel
     service = dataclasses.replace(service, repack=_repack(service, options, here))
-    chosen = _choose(service, options.server, to_run=to_run)
+    chosen, program = _choose(service, options.server, to_run=to_run)
     notes = [*command(chosen.name, service).notes, *_exposure(options)]
     if kernel is not None and kernel.note:
         notes.append(kernel.note)
     shown = tuple(visible_gpus(service.placement, os.environ).items()) if here.gpus else ()
     if chosen.name == "transformers" and not here.gpus:
         shown += tuple(UNCOMPILED.items())
-    return Prepared(service=service, server=chosen, environment=shown, notes=tuple(notes))
+    if program.own_environment and os.environ.get("PYTHONPATH"):
+        shown += (("PYTHONPATH", ""),)  # packages of this Python are of other versions
+    return Prepared(service=service, server=chosen, program=program.path, environment=shown, notes=tuple(notes))
 
 
 def _kernel_named(service: Service, here: HardwareProfile, *, anywhere: bool) -> Service:
@@ -152,38 +162,21 @@ def _repack(service: Service, options: Options, here: HardwareProfile) -> bool:
     return not (measured_here and isinstance(speed, dict) and speed.get("repack") is False)
 
 
-def _choose(service: Service, asked: str | None, *, to_run: bool) -> Server:
+def _choose(service: Service, asked: str | None, *, to_run: bool) -> tuple[Server, Program]:
     """The server that was asked for; else the first of the runtime's that is installed."""
+    look = server_programs.check if to_run else server_programs.find
     if asked is not None:
         row = server(asked)
         command(asked, service)  # refuses a format that it does not read
-        if to_run:
-            _check_installed(row)
-        return row
+        return row, look(row, service.variant)
     runtime = [row for row in servers() if row.runtime == service.variant.runtime]
     for row in runtime:
-        if not missing(row):
-            return row
+        if not (found := server_programs.find(row, service.variant)).lacking:
+            return row, found
+    named = default_server(service)
     if to_run:
-        _check_installed(next((row for row in runtime if row.name == PYTHON_SERVER), runtime[0]))
-    return server(default_server(service))
-
-
-def missing(row: Server) -> tuple[str, ...]:
-    """Programs or packages that a server needs and this machine lacks."""
-    if row.name != PYTHON_SERVER:
-        return () if shutil.which(row.program) else (row.program,)
-    return tuple(name for name in _PYTHON_SERVER_PACKAGES if importlib.util.find_spec(name) is None)
-
-
-def _check_installed(row: Server) -> None:
-    lacking = missing(row)
-    if lacking:
-        raise MissingDependency(
-            f"{row.name} is not installed",
-            numbers=f"missing: {', '.join(lacking)}",
-            hint=f"{row.install}; `--print command` shows how it would be started",
-        )
+        named = next((row.name for row in runtime if row.name == PYTHON_SERVER), named)
+    return server(named), look(server(named), service.variant)
 
 
 def _exposure(options: Options) -> tuple[str, ...]:

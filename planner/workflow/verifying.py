@@ -277,10 +277,6 @@ def nvcc_is_here() -> bool:
     )
 
 
-_ENVIRONMENTS = {"awq": "gptqmodel", "gptq": "gptqmodel", "bitsandbytes": "bitsandbytes", "none": "bitsandbytes"}
-"""The environment that runs the checkpoints of a method (``data/environments.toml``)."""
-
-
 def python_of(artifact: Path, variant: Variant | None, reference: Path | None) -> Path | None:
     """The interpreter that has what runs an artifact; ``None``: this one, which llama.cpp runs in.
 
@@ -289,11 +285,11 @@ def python_of(artifact: Path, variant: Variant | None, reference: Path | None) -
     """
     if not artifact.is_dir() or (reference is not None and not reference.is_dir()):
         return None
-    from planner.execute.environments import python_for
+    from planner.execute import environments
 
-    name = _ENVIRONMENTS.get(variant.method if variant else "none", "bitsandbytes")
+    wanted = environments.running(variant.method if variant else environments.UNQUANTIZED)
     try:
-        return python_for(name)
+        return environments.python_for(wanted.name)
     except MissingDependency:
         here = all(importlib.util.find_spec(package) for package in ("transformers", "torch"))
         if here and (variant is None or variant.method == "none"):

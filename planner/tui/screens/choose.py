@@ -24,7 +24,7 @@ from planner.tui.screens.goal import nothing_fits
 from planner.tui.state import State
 from planner.tui.widgets.memory import MemoryBars
 from planner.tui.widgets.scatter import Scatter
-from planner.workflow import what_if
+from planner.workflow import environments, what_if
 from planner.workflow.recommend import Recommendation, recommend_for
 
 WIDE, HIGH = 100, 34
@@ -127,7 +127,9 @@ class ChooseScreen(QplanScreen):
         reasons = candidate.reasons if row == 0 else tuple(f"against the first: {r}" for r in candidate.reasons)
         spoken = tuple(entry.effect for entry in answer.decision.trace) if row == 0 else ()
         head = Text.assemble((candidate.variant.label(), "bold"), f" with {candidate.variant.runtime}")
-        self.query_one("#reasons", Static).update(Group(head, texts.bullets((*reasons, *spoken))))
+        lacks = None if answer.simulated else environments.needed_by_variant(candidate.variant)
+        first = (f"making it installs {lacks.title} first: {lacks.takes()}",) if lacks else ()
+        self.query_one("#reasons", Static).update(Group(head, texts.bullets((*first, *reasons, *spoken))))
 
     def on_data_table_row_selected(self) -> None:
         """Enter or a second click takes the row."""

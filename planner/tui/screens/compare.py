@@ -12,7 +12,7 @@ from textual.widget import Widget
 from textual.widgets import DataTable, Input, Static
 
 from planner.core.measurement import QUANTITIES
-from planner.core.wording import TITLES, quantity
+from planner.core.wording import TITLES, quantity, quantity_span
 from planner.tui.screens.base import QplanScreen
 from planner.tui.state import State
 from planner.workflow import reporting
@@ -78,5 +78,5 @@ class CompareScreen(QplanScreen):
 
 def _cell(run: Run, name: str) -> str:
     known = next((row for row in run.report.verdicts if row.quantity == name), None)
-    span = f"\n({quantity(name, known.low)} - {quantity(name, known.high)})" if known else ""
+    span = f"\n({quantity_span(name, known.low, known.high)})" if known else ""
     return f"{quantity(name, run.report.measured.get(name))}{span}"

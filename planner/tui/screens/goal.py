@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -13,6 +14,8 @@ from textual.widget import Widget
 from textual.widgets import Checkbox, Input, Label, Select, Static
 
 from planner.core.errors import DoesNotFit, QplanError, UsageError
+from planner.core.finetuning import BASES, FinetuneDecision, FinetuneWish
+from planner.core.wording import finetune_label
 from planner.core.workload import KV_TYPES, OBJECTIVES, Workload
 from planner.tui import texts
 from planner.tui.messages import Answered, Failed, Forward
@@ -20,6 +23,7 @@ from planner.tui.screens.base import QplanScreen
 from planner.tui.state import State
 from planner.tui.widgets.memory import MemoryBars
 from planner.workflow import goals
+from planner.workflow.finetuning import decided
 from planner.workflow.recommend import Recommendation, recommend_for
 
 PAUSE_SECONDS = 0.15
@@ -61,6 +65,18 @@ FIELDS = {
                    "RAM. Command line: `--max-memory`."),
 }  # fmt: skip
 
+FINETUNE_FIELDS = {
+    "dataset": ("Data", "a smoke test", "## Data\n\nA .jsonl file (each line an object with *text*, *messages*, or "
+                "*prompt* and *completion*) or plain text. Empty: a few steps on qplan's own texts, to see that it "
+                "works. Command line: `--dataset`."),
+    "rank": ("LoRA rank", "16", "## Rank\n\nOf the trained matrices. Command line: `--lora-rank`."),
+    "sequence": ("Sequence", "the most that fit", "## Sequence\n\nTokens of a sequence. Command line: "
+                 "`--sequence-length`."),
+    "batch": ("Batch", "16", "## Batch\n\nSequences of an optimizer step. Command line: `--batch`."),
+}  # fmt: skip
+"""Of the objective ``finetune``; shown with it alone."""
+FINETUNE = "finetune"
+
 
 class GoalScreen(QplanScreen):
     """The third step."""
@@ -72,6 +88,9 @@ class GoalScreen(QplanScreen):
         super().__init__(state)
         self._pause: Timer | None = None
         self._answer: Recommendation | None = None
+        """To what the form says now."""
+        self._goes_on = False
+        """A person went on before there was an answer."""
         self._prompt_tokens = state.workload.prompt_tokens
 
     def body(self) -> Iterable[Widget]:
@@ -82,6 +101,7 @@ class GoalScreen(QplanScreen):
             "users": str(work.concurrency),
             "min-decode": f"{work.min_decode_tokens_per_second:g}" if work.min_decode_tokens_per_second else "",
             "max-memory": str(work.max_memory_bytes) if work.max_memory_bytes else "",
+            **self._training_values(),
         }
         uses = [(f"{use.name}: {use.summary}", use.name) for use in goals.USES]
         yield Horizontal(
@@ -89,6 +109,11 @@ class GoalScreen(QplanScreen):
                 _row("Use", Select(uses, prompt="my own options", id="use", compact=True)),
                 *(_row(t, Field(values[name], hint, name, text)) for name, (t, hint, text) in FIELDS.items()),
                 _row("Objective", _select(OBJECTIVES, work.objective, "objective")),
+                Vertical(
+                    *(_row(t, Field(values[n], hint, n, text)) for n, (t, hint, text) in FINETUNE_FIELDS.items()),
+                    _row("Base", _select((goals.AUTOMATIC, *BASES), work.finetuning.base or goals.AUTOMATIC, "base")),
+                    id="finetune-form",
+                ),
                 _row("KV cache", _select((goals.AUTOMATIC, *KV_TYPES), work.kv_type or goals.AUTOMATIC, "kv-type")),
                 _row("", Box("leave the GPUs alone", work.cpu_only, id="cpu-only")),
                 Static("", id="goal-error"),
@@ -104,8 +129,14 @@ class GoalScreen(QplanScreen):
             classes="columns",
         )
 
+    def _training_values(self) -> dict[str, str]:
+        wish, data = self.state.workload.finetuning, self.state.dataset
+        known = {"rank": wish.rank, "sequence": wish.sequence_length, "batch": wish.batch}
+        return {"dataset": str(data) if data else "", **{name: str(value or "") for name, value in known.items()}}
+
     def on_mount(self) -> None:
         """The effect of what is given already."""
+        self._show_form()
         self.query_one("#goal-effect").border_title = "what it leads to"
         self.query_one("#goal-effect").border_subtitle = "Enter shows all ways"
         self.query_one("#context", Input).focus()
@@ -126,7 +157,12 @@ class GoalScreen(QplanScreen):
             self.query_one("#context", Input).value = str(use.context)
             self.query_one("#users", Input).value = str(use.concurrency)
             self._prompt_tokens = use.prompt_tokens
+        self._show_form()
         self._later()
+
+    def _show_form(self) -> None:
+        """Fields of a fine-tuning where that is the objective."""
+        self.query_one("#finetune-form").display = self.query_one("#objective", Select).value == FINETUNE
 
     def on_input_submitted(self) -> None:
         """Enter goes on."""
@@ -135,6 +171,7 @@ class GoalScreen(QplanScreen):
     def _later(self) -> None:
         if self._pause is not None:
             self._pause.stop()
+        self._answer, self._goes_on = None, False
         self._pause = self.set_timer(PAUSE_SECONDS, self._ask)
 
     def _workload(self) -> Workload:
@@ -153,8 +190,29 @@ class GoalScreen(QplanScreen):
             kv_type=str(self.query_one("#kv-type", Select).value),
             cpu_only=self.query_one("#cpu-only", Checkbox).value,
             prompt_tokens=self._prompt_tokens,
+            finetuning=self._finetuning(),
             base=self.state.workload,
         )
+
+    def _finetuning(self) -> FinetuneWish | None:
+        if self.query_one("#objective", Select).value != FINETUNE:
+            return None
+        field = {name: self.query_one(f"#{name}", Input).value for name in FINETUNE_FIELDS}
+        return goals.finetune_wish(
+            lora=str(self.query_one("#base", Select).value),
+            rank=field["rank"],
+            sequence_length=field["sequence"],
+            batch=field["batch"],
+            kept=self.state.workload.finetuning,
+        )
+
+    def _dataset(self, workload: Workload) -> Path | None:
+        """What is trained with.
+
+        Raises:
+            InputError: there is no such file.
+        """
+        return goals.dataset(self.query_one("#dataset", Input).value) if workload.objective == FINETUNE else None
 
     def _ask(self) -> None:
         model, hardware, simulated = self.state.model, self.state.hardware, self.state.profile is not None
@@ -162,19 +220,29 @@ class GoalScreen(QplanScreen):
             return
         try:
             workload = self._workload()
+            dataset = self._dataset(workload)
         except QplanError as error:
             self._complain(error)
             return
         self.query_one("#goal-error", Static).update("")
         self._answer = None
-        self.ask(lambda: Answered(recommend_for(model, hardware, workload, simulated=simulated)), group="answer")
+
+        def answer() -> Answered:
+            return Answered(decided(recommend_for(model, hardware, workload, simulated=simulated), dataset))
+
+        self.ask(answer, group="answer")
 
     def _complain(self, error: QplanError) -> None:
-        """A mistake in a field is said below the form; a dialog would interrupt the typing."""
-        self._answer = None
+        """A mistake in a field is said below the form, or beside one that is longer than the screen.
+
+        A dialog would interrupt the typing.
+        """
+        self._answer, self._goes_on = None, False
         parts = " · ".join(part for part in (error.what, error.numbers, error.hint) if part)
-        self.query_one("#goal-error", Static).update(Content.assemble((parts, "$text-error")))
-        self.query_one("#effect", Static).update("")
+        said = Content.assemble((parts, "$text-error"))
+        is_seen = not self.query_one("#form").max_scroll_y
+        self.query_one("#goal-error", Static).update(said if is_seen else "")
+        self.query_one("#effect", Static).update("" if is_seen else said)
         self.query_one("#effect-notes", Static).update("")
         self.query_one(MemoryBars).show(())
 
@@ -188,31 +256,44 @@ class GoalScreen(QplanScreen):
         """Show what the goal leads to."""
         message.stop()
         self._answer = message.answer
-        chosen = message.answer.decision.chosen
-        self.query_one("#effect", Static).update(_effect(message.answer))
+        training = message.answer.finetuning
+        chosen = None if training else message.answer.decision.chosen
+        effect = _effect(message.answer) if training is None else _training_effect(training)
+        self.query_one("#effect", Static).update(effect)
         self.query_one("#effect-notes", Static).update(texts.notes(message.answer.notes))
         memory = chosen.estimate.memory if chosen else None
         self.query_one(MemoryBars).show((*memory.devices, memory.host) if memory else ())
+        if self._goes_on:
+            self._goes_on = False
+            self.action_forward()
 
     def action_forward(self) -> None:
         """On to the choice, if anything fits."""
         answer = self._answer
         if answer is None:
+            self._goes_on = True
             return
-        if answer.decision.chosen is None:
-            self.post_message(Failed(nothing_fits(answer)))
+        if not answer.fits:
+            self.post_message(Failed(nothing_fits(answer, self._dataset(answer.workload))))
             return
         asked = self._workload()
-        changed = self.state.but(workload=asked, answer=answer, candidate=answer.decision.chosen)
+        training = answer.finetuning.chosen if answer.finetuning else None
+        changed = self.state.but(
+            workload=asked,
+            answer=answer,
+            candidate=answer.decision.chosen,
+            finetuning=training,
+            dataset=self._dataset(asked),
+        )
         self.post_message(Forward(changed))
 
 
-def nothing_fits(answer: Recommendation) -> QplanError:
+def nothing_fits(answer: Recommendation, dataset: Path | None = None) -> QplanError:
     """The error of a goal that nothing reaches, with the nearest miss."""
-    from planner.workflow.planning import make_plan
+    from planner.workflow.planning import Measuring, make_plan
 
     try:
-        make_plan(answer)
+        make_plan(answer, measuring=Measuring(dataset=dataset))
     except DoesNotFit as error:
         return error
     return DoesNotFit("nothing fits")
@@ -229,6 +310,17 @@ def _effect(answer: Recommendation) -> RenderableType:
         lines.append(Text(texts.short_numbers(candidate)))
     count = len(decision.alternatives) + 1
     lines.append(Text(f"{count} fit, {len(decision.rejected)} do not", "dim"))
+    return texts.spaced(Text("\n").join(lines))
+
+
+def _training_effect(decision: FinetuneDecision) -> RenderableType:
+    if decision.chosen is None:
+        hint = Text(f"hint: {decision.hint}") if decision.hint else Text()
+        return texts.spaced(Text("nothing fits", "bold reverse"), texts.rejections(decision.rejected), hint)
+    lines = []
+    for number, choice in enumerate((decision.chosen, *decision.alternatives)):
+        lines.append(Text(f"{'→' if number == 0 else ' '} {finetune_label(choice.settings)}", "bold"))
+        lines.append(Text(texts.short_training(choice)))
     return texts.spaced(Text("\n").join(lines))
 
 

@@ -10,7 +10,7 @@ from textual.widget import Widget
 from textual.widgets import DataTable, Static
 
 from planner.core.measurement import Measurement
-from planner.core.wording import TITLES, quantity
+from planner.core.wording import TITLES, quantity, quantity_span
 from planner.tui.screens.base import QplanScreen
 from planner.workflow import survey
 
@@ -54,7 +54,7 @@ class MeasurementsScreen(QplanScreen):
             numbers = (
                 quantity(name, item.predicted),
                 quantity(name, item.value),
-                f"{quantity(name, item.low)} - {quantity(name, item.high)}",
+                quantity_span(name, item.low, item.high),
             )
             words_ = (item.measured_at[:16].replace("T", " "), item.model, item.type, TITLES.get(name, name))
             table.add_row(*(Text(cell) for cell in words_), *(Text(cell, justify="right") for cell in numbers))

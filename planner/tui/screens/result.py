@@ -16,7 +16,7 @@ from textual.widget import Widget
 from textual.widgets import Button, DataTable, Static
 
 from planner.core.units import format_seconds
-from planner.core.wording import TITLES, quantity
+from planner.core.wording import TITLES, quantity, quantity_span
 from planner.report.document import Judged, Report, parse
 from planner.tui import keys, texts
 from planner.tui.messages import Again
@@ -65,7 +65,8 @@ class ResultScreen(QplanScreen):
         yield Verdicts(id="verdicts", cursor_type="row", zebra_stripes=True)
         yield Static("", id="result-serving")
         yield VerticalScroll(Static("", id="result-notes"), classes="card", id="result-card")
-        yield Horizontal(*(Button(words, id=id_, compact=True) for id_, words in NEXT.items()), classes="buttons")
+        offered = {id_: words for id_, words in NEXT.items() if id_ != "serve" or not self._is_adapter()}
+        yield Horizontal(*(Button(words, id=id_, compact=True) for id_, words in offered.items()), classes="buttons")
 
     def on_mount(self) -> None:
         """Show the report."""
@@ -102,7 +103,18 @@ class ResultScreen(QplanScreen):
         page = self.state.outcome.page_path if self.state.outcome else None
         rows = [("artifact", report.artifact), ("page", str(page))]
         rows += [(step.step, f"{format_seconds(step.seconds)}, sha256 {step.sha256[:16]}") for step in report.steps]
-        return texts.spaced(texts.facts(rows), texts.notes(report.notes))
+        uses = [texts.titled(name, text) for name, text in report.commands.items()] if self._is_adapter() else []
+        return texts.spaced(texts.facts(rows), texts.notes(report.notes), *uses)
+
+    def _is_adapter(self) -> bool:
+        """It was trained, and is used beside its model."""
+        return self.state.plan is not None and self.state.plan.finetune_step() is not None
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """An adapter is served beside its model, which the wizard does not start: its commands are shown."""
+        if action == "serve" and self._is_adapter():
+            return False
+        return super().check_action(action, parameters)
 
     def action_open_report(self) -> None:
         """The page in the browser."""
@@ -143,9 +155,9 @@ def _has_windows() -> bool:
 def _cells(row: Judged) -> tuple[str, ...]:
     name = row.quantity
     ratio = f"{row.ratio:.3f}" if row.ratio is not None else "-"
-    span = f"{quantity(name, row.low)} - {quantity(name, row.high)}"
+    expected = quantity_span(name, row.low, row.high)
     title = TITLES.get(name, name)
-    return title, quantity(name, row.predicted), span, quantity(name, row.measured), ratio, row.position
+    return title, quantity(name, row.predicted), expected, quantity(name, row.measured), ratio, row.position
 
 
 def _head(report: Report) -> Content:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -15,14 +17,22 @@ from textual.widgets import Button, Input, Label, Static
 from planner.core.errors import QplanError
 from planner.core.plan import Plan, Step
 from planner.core.units import format_bytes, format_seconds
-from planner.core.wording import TITLES, quantity
+from planner.core.wording import TITLES, quantity, quantity_span, span
 from planner.tui import keys, texts
 from planner.tui.messages import Failed, Forward, Planned
 from planner.tui.screens.base import QplanScreen
-from planner.workflow import library
-from planner.workflow.planning import conversion_note, make_plan, save_plan
+from planner.workflow import environments, library
+from planner.workflow.planning import Measuring, conversion_note, make_plan, save_plan
+
+if TYPE_CHECKING:
+    from planner.workflow.environments import Offer
 
 PLANNING = "planning: reading the model's files …"
+
+
+def planned(plan: Plan) -> Planned:
+    """The plan, with what this machine lacks to carry it out."""
+    return Planned(plan, () if plan.hardware.simulated else environments.needed_by(plan))
 
 
 class PathInput(Input):
@@ -74,12 +84,18 @@ Command line: `qplan plan`, `qplan show plan.json`, `qplan check plan.json`.
         self.query_one("#plan-card").border_title = "the plan"
         self.query_one("#plan-card").focus()
         answer, candidate = self.state.answer, self.state.candidate
-        if answer is None or candidate is None:
+        if answer is None:
+            return
+        if answer.finetuning is not None:
+            measuring = Measuring(dataset=self.state.dataset)
+            self.ask(lambda: planned(make_plan(answer, measuring=measuring)), group="plan")
+            return
+        if candidate is None:
             return
         if not library.executable(candidate):
             self._by_hand()
             return
-        self.ask(lambda: Planned(make_plan(answer, candidate)), group="plan")
+        self.ask(lambda: planned(make_plan(answer, candidate)), group="plan")
 
     def _by_hand(self) -> None:
         """A method that apply does not carry out: the commands that do."""
@@ -94,21 +110,26 @@ Command line: `qplan plan`, `qplan show plan.json`, `qplan check plan.json`.
     def on_planned(self, message: Planned) -> None:
         """Show the plan."""
         message.stop()
-        self.state = self.state.but(plan=message.plan)
-        candidate = self.state.candidate
-        needed = conversion_note(self.state.model) if self.state.model else None
-        note, reasons = (needed,) if needed else (), candidate.reasons if candidate else ()
+        self.state = self.state.but(plan=message.plan, installs=message.installs)
         page = texts.spaced(
-            _what(message.plan),
+            _what(message.plan, message.installs),
             _expected(message.plan),
             _steps(message.plan),
-            texts.bullets(reasons),
-            texts.notes(note),
+            *self._reasons(message.plan),
         )
         self.query_one("#plan", Static).update(page)
         for button in self.query(Button):
             button.disabled = False
         self.query_one("#start", Button).focus()
+
+    def _reasons(self, plan: Plan) -> list[RenderableType]:
+        """Of a training its settings and memory, of an artifact why it was chosen and what its making may lack."""
+        training, candidate = self.state.finetuning, self.state.candidate
+        if training is not None:
+            told = dataclasses.replace(training, reasons=plan.reasons)
+            return [texts.training(told, sources=False)]
+        needed = conversion_note(self.state.model) if self.state.model else None
+        return [texts.bullets(candidate.reasons if candidate else ()), texts.notes((needed,) if needed else ())]
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
         """By mouse or Enter."""
@@ -147,16 +168,18 @@ Command line: `qplan plan`, `qplan show plan.json`, `qplan check plan.json`.
             self.post_message(Forward(self.state))
 
 
-def _what(plan: Plan) -> RenderableType:
-    size = plan.estimate.size
+def _what(plan: Plan, installs: Sequence[Offer]) -> RenderableType:
+    trains = plan.finetune_step() is not None
+    size = plan.artifact_step().predicted_bytes if trains else plan.estimate.size.file_bytes
     peak = plan.disk_peak_bytes()
     kept = sum(step.predicted_bytes or 0 for step in plan.making_steps() if not step.intermediate)
     simulated = " (not this machine: save the plan and apply it there)" if plan.hardware.simulated else ""
     rows = [
-        ("makes", f"{plan.artifact}, {format_bytes(size.file_bytes, 2)}"),
+        ("makes", f"{plan.artifact}, {format_bytes(size, 2)}"),
         ("on", f"{plan.hardware.name}{simulated}"),
         ("disk", f"{format_bytes(peak)} while it runs, {format_bytes(kept)} in the end" if peak else "unknown"),
         ("time", _time(plan)),
+        *(("installs", f"{offer.title}, once: {offer.takes()}") for offer in installs),
     ]
     return texts.facts(rows)
 
@@ -168,7 +191,7 @@ def _time(plan: Plan) -> str:
     parts = [
         f"{s.name} {format_seconds(s.predicted_seconds.value)}" for s in plan.making_steps() if s.predicted_seconds
     ]
-    return f"{', '.join(parts)}, then measuring"
+    return f"{', '.join(parts)}{'' if plan.finetune_step() else ', then measuring'}"
 
 
 def _expected(plan: Plan) -> Table:
@@ -176,7 +199,7 @@ def _expected(plan: Plan) -> Table:
         (
             TITLES[item.quantity],
             quantity(item.quantity, item.predicted),
-            f"{quantity(item.quantity, item.low)} - {quantity(item.quantity, item.high)}",
+            quantity_span(item.quantity, item.low, item.high),
             item.basis,
         )
         for item in plan.expectations
@@ -194,11 +217,17 @@ def _step(step: Step) -> tuple[str, ...]:
     return (
         step.name,
         format_bytes(step.predicted_bytes) if step.predicted_bytes else "",
-        format_bytes(step.predicted_memory.value) if step.predicted_memory else "",
+        _memory(step),
         format_seconds(took.value) if took else "",
-        f"{format_seconds(took.low)} - {format_seconds(took.high)}" if took else "",
+        span(format_seconds(took.low), format_seconds(took.high)) if took else "",
         "removed" if step.intermediate else "kept" if step.output else "report",
     )
+
+
+def _memory(step: Step) -> str:
+    """Of the machine, and of its GPU where a step takes that too."""
+    known = ((step.predicted_memory, ""), (step.predicted_gpu_memory, " of the GPU's"))
+    return ", ".join(f"{format_bytes(found.value)}{whose}" for found, whose in known if found is not None)
 
 
 def _grid(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
