@@ -42,6 +42,8 @@ TYPES = ("Q4_0", "Q4_K_M", "Q8_0")
 DEPTH, PROMPT, CHUNK = 2048, 128, 64
 """Tokens in the cache, of the prompt that is timed with and without them, and of the slices' prompt at depth."""
 THREADS = (2, 1)
+WHOLE = "whole"
+"""The shape of the model that is to be predicted; its slices are of the shape ``model``."""
 CASES = tuple(
     (quantity, depth, threads) for quantity in (DECODE, PREFILL) for depth in (0, DEPTH) for threads in THREADS
 )
@@ -84,14 +86,14 @@ def run_generic(path: Path, seconds: float, types: tuple[str, ...]) -> None:
     add(path, {"kind": "generic", "answer": encode(answer), "repacked": repacked})
 
 
-def run_model(path: Path, name: str, type_: str, seconds: float) -> None:
+def run_model(path: Path, name: str, type_: str, seconds: float, repack: bool) -> None:
     """Slices of one model and type and the whole model, by turns in one process, so that drift hits both."""
     from planner.verify import native
 
     model = spec_of(name)
     began = time.perf_counter()
     native.library()
-    observations, truth = measure_together(model, type_, seconds)
+    observations, truth = measure_together(model, type_, seconds, repack)
     answer = CalibrationAnswer(
         observations=tuple(observations), tool_version=native.tool_version(), seconds=time.perf_counter() - began
     )
@@ -107,7 +109,9 @@ def run_model(path: Path, name: str, type_: str, seconds: float) -> None:
     )
 
 
-def measure_together(model: ModelSpec, type_: str, seconds: float) -> tuple[list[Observation], list[Observation]]:
+def measure_together(
+    model: ModelSpec, type_: str, seconds: float, repack: bool
+) -> tuple[list[Observation], list[Observation]]:
     """Decode and prefill of slices and of the whole model, at both depths, with 1 and 2 threads."""
     from planner.verify.slice_runs import open_slice, second_context
 
@@ -117,13 +121,14 @@ def measure_together(model: ModelSpec, type_: str, seconds: float) -> tuple[list
         opened = []
         for layers in (few, many, model.n_layer):
             spec, cut = slices.cut(model, types, layers) if layers < model.n_layer else (model, types)
-            opened.append(stack.enter_context(open_slice(spec, cut, context=DEPTH + 2 * PROMPT + 64, threads=2)))
+            made = open_slice(spec, cut, context=DEPTH + 2 * PROMPT + 64, threads=2, repack=repack)
+            opened.append(stack.enter_context(made))
         deep = [stack.enter_context(second_context(made)) for made in opened]
         for made in deep:
             made.context.set_threads(2)
             assert made.fill(DEPTH), "this model's cache cannot be repeated"
         found = timed(opened, deep, type_, seconds)
-    return [o for o in found if o.shape == "model"], [o for o in found if o.shape == "whole"]
+    return [o for o in found if o.shape == "model"], [o for o in found if o.shape == WHOLE]
 
 
 def slice_layers(model: ModelSpec, type_: str) -> tuple[int, int]:
@@ -143,28 +148,30 @@ def timed(opened: Sequence[Any], deep: Sequence[Any], type_: str, seconds: float
     for threads in THREADS:
         for depth, contexts in ((0, opened), (DEPTH, deep)):
             for made in contexts:
-                pieces.append((made, threads, depth, 1, made.decoding(threads, depth)))
-                for tokens in tokens_read(made, depth):
-                    pieces.append((made, threads, depth, tokens, made.reading(tokens, threads, depth)))
-    for made, _, _, length, piece in pieces:
-        piece.wanted = 10 if length == 1 else 3 if made.spec.parameter_count < 2e9 else 2
+                shape = WHOLE if made is contexts[-1] else "model"
+                case = (shape, made.spec, threads, depth)
+                pieces.append((*case, 1, made.decoding(threads, depth)))
+                for tokens in tokens_read(shape, depth):
+                    pieces.append((*case, tokens, made.reading(tokens, threads, depth)))
+    for _, spec, _, _, length, piece in pieces:
+        piece.wanted = 10 if length == 1 else 3 if spec.parameter_count < 2e9 else 2
     alternate([piece for *_, piece in pieces], until=time.perf_counter() + seconds)
-    return [seen_of(made.spec, type_, threads, depth, length, piece) for made, threads, depth, length, piece in pieces]
+    return [seen_of(shape, spec.n_layer, type_, *case, piece) for shape, spec, *case, piece in pieces]
 
 
-def tokens_read(made: Any, depth: int) -> tuple[int, ...]:
+def tokens_read(shape: str, depth: int) -> tuple[int, ...]:
     """Lengths of prompts to time: those of ``qplan calibrate`` on a slice, the one to predict on the whole model."""
-    if catalog.lookup(made.spec.name) == made.spec:
+    if shape == WHOLE:
         return (PROMPT,)
     return (CHUNK,) if depth else (PROMPT, CHUNK)
 
 
-def seen_of(model: ModelSpec, type_: str, threads: int, depth: int, tokens: int, piece: Any) -> Observation:
-    """A timed case of the whole model."""
+def seen_of(shape: str, layers: int, type_: str, threads: int, depth: int, tokens: int, piece: Any) -> Observation:
+    """A timed case of a slice or of the whole model."""
     middle, low, high = piece.result
     return Observation(
-        shape="whole" if catalog.lookup(model.name) == model else "model",
-        layers=model.n_layer,
+        shape=shape,
+        layers=layers,
         type=type_,
         threads=threads,
         depth=depth,
@@ -296,12 +303,18 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("model", nargs="?")
     parser.add_argument("type", nargs="?")
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument(
+        "--no-repack",
+        dest="repack",
+        action="store_false",
+        help="With model: without llama.cpp's CPU-specific kernels, where they crash (`qplan calibrate` says so).",
+    )
     parser.add_argument("--types", help="With generic: tensor types, separated by commas.")
     given = parser.parse_args(None if arguments is None else list(arguments))
     if given.what == "generic":
         run_generic(given.results, given.seconds, tuple(filter(None, (given.types or "").split(","))))
     elif given.what == "model":
-        run_model(given.results, given.model, given.type, given.seconds)
+        run_model(given.results, given.model, given.type, given.seconds, given.repack)
     else:
         report(given.results)
 

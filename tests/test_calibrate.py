@@ -25,6 +25,8 @@ from planner.store import Store, read_calibration
 from planner.store.schema import APPLICATION_ID, MIGRATIONS
 from planner.verify import alternating
 from planner.verify.alternating import Piece, alternate, quantile
+from planner.verify.calibrating import Calibrating
+from planner.verify.calibration_trial import CalibrationRequest
 from tests.catalog_fixtures import load_errors
 from tests.conftest import Qplan, hear_ctrl_c
 
@@ -140,7 +142,7 @@ def test_pieces_are_timed_by_turns_until_the_time_is_up(monkeypatch: pytest.Monk
     order: list[str] = []
 
     def piece(name: str) -> Piece:
-        work = lambda: (order.append(name), time.sleep(0.02))[0]  # noqa: E731
+        work = lambda: (order.append(name), time.sleep(alternating.SHORTEST_SAMPLE_SECONDS))[0]  # noqa: E731
         return Piece(name=name, work=work, before=lambda: None, wanted=3)
 
     pieces = [piece("a"), piece("b")]
@@ -149,10 +151,25 @@ def test_pieces_are_timed_by_turns_until_the_time_is_up(monkeypatch: pytest.Monk
     for made in pieces:
         assert made.done
         middle, low, high = made.result
-        assert 0.02 <= low <= middle <= high
+        assert alternating.SHORTEST_SAMPLE_SECONDS <= low <= middle <= high
     late = [piece("c"), piece("d")]
     alternate(late, until=time.perf_counter() - 1)
     assert [made.taken for made in late] == [1, 1]
+
+
+def test_a_piece_is_told_by_its_median() -> None:
+    timed = Piece(name="piece", work=lambda: None, before=lambda: None)
+    timed.samples = [1.0, 2.0, 3.0, 4.0, 50.0]
+    middle, low, high = timed.result
+    assert middle == 3 and low == pytest.approx(1.4) and high == pytest.approx(31.6)
+
+
+@pytest.mark.parametrize("cache_mib", [0, 32, 512])
+def test_slices_differ_by_enough_layers_for_a_slope(cache_mib: int) -> None:
+    request = CalibrationRequest(budget_seconds=60, threads=(2, 1), types=("Q4_K",), cache_bytes=cache_mib << 20)
+    few, many = Calibrating(request=request, progress=lambda *_: None).pair(25e6)
+    assert many >= 2 * few and many - few >= 6
+    assert few == {0: 2, 32: 3, 512: 8}[cache_mib]
 
 
 def test_a_piece_without_its_cores_is_disturbed() -> None:

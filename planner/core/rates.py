@@ -90,7 +90,7 @@ class Observation:
     gpu_layers: int | None = None
     """Set where a slice is split between GPU and CPU."""
     seconds: float
-    """Lower quartile of the undisturbed samples, of one token or of the whole prompt."""
+    """Median of the undisturbed samples, of one token or of the whole prompt."""
     low: float
     high: float
     """10 % and 90 % quantiles of them."""

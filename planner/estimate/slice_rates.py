@@ -25,8 +25,8 @@ _ONE_SAMPLE_SPREAD, _DISTURBED_SPREAD = 0.3, 0.6
 """80 % range of ln(time) of a single sample, and of the best of some in which other programs took cores. Samples of one
 piece spread by 0.05 to 0.4 on a shared 2-core EPYC virtual machine (benchmarks/speed_local.py, 2026-11-26)."""
 _OF_SAMPLES = 0.6
-"""What a lower quartile is unsure by, as a share of what samples spread by: so that four in five of 86 whole models lie
-in the range (benchmarks/speed_local.py, 2026-11-26)."""
+"""What a median is unsure by, as a share of what samples spread by: so that on two noisy machines four in five of 86
+whole models lay in the range (benchmarks/speed_local.py, 2026-11-26)."""
 _LEAST_COST = 1e-18
 """Seconds per operation or byte below which a cost is none."""
 

@@ -25,15 +25,16 @@ from planner.estimate.typed_work import Attention, Part, attention, parts
 
 Terms = tuple[tuple[str, float, str], ...]
 
-MODEL_SIGMA = 0.05
-"""Standard deviation of ln(measured / predicted) from slices of the very model, beside what their samples spread: two
-runs of one case differ by that (benchmarks/speed_local.py, llama-cpp-python 0.3.36, 2026-11-26)."""
-RATES_SIGMA = 0.12
-"""The same from rates that serve any model: root mean square of 23 cases of TinyLlama 1.1B Q4_K_M, Llama 3.2 3B Q4_0
-and Llama 2 7B Q4_K_M, with and without a cache (the same script, a shared 2-core EPYC virtual machine)."""
-MODEL_CACHE_SIGMA, RATES_CACHE_SIGMA = 0.08, 0.25
-"""Added to attention over a filled cache, from slices of the model and from rates: of 86 and 23 cases, half of them at
-a depth of 2048, about four in five then lie inside (the same script, two virtual machines)."""
+MODEL_SIGMA = 0.04
+"""Standard deviation of ln(measured / predicted) from slices of the very model, beside what their samples spread: from
+slices that were timed in another run than the whole model, root mean square of 40 cases (benchmarks/speed_local.py,
+llama-cpp-python 0.3.36, a 2-core Xeon virtual machine, 2026-11-27)."""
+RATES_SIGMA = 0.07
+"""The same from rates that serve any model: root mean square of 88 cases of TinyLlama, Llama 3.2 3B and Llama 2 7B,
+half of them with a cache, for which the next is added (the same script and machine)."""
+MODEL_CACHE_SIGMA, RATES_CACHE_SIGMA = 0.05, 0.12
+"""Added to attention over a filled cache of 2048 tokens, from slices of the model and from rates: 85 % of the 40 cases
+and 91 % of the 88 lie inside; on busier machines the spread of the samples adds to it."""
 MIXTURE_SIGMA = 0.12
 """Added for experts, whose kernels no slice that serves any model has."""
 NO_FLASH_SIGMA = 0.4

@@ -31,7 +31,8 @@ _CHUNK = 64
 _LARGEST_PASS = 2048
 """Tokens of the largest micro-batch that is timed on a GPU, where it decides how full the kernels are."""
 _CACHE_MULTIPLE = 1.5
-_MOST_FEW = 16
+_MOST_FEW = 8
+"""A virtual machine tells the whole cache of a host that it shares with others."""
 _MANY_OF_MODEL = 12
 """Layers of the larger slice of a very model: noise of the slope grows with the layers that are extrapolated over."""
 _DEPTH_ROOM = 128
@@ -126,9 +127,12 @@ class Calibrating:
         return steps
 
     def pair(self, layer_bytes: float) -> tuple[int, int]:
-        """Layers of the two slices: few enough to be quick, more than the caches hold."""
+        """Layers of the two slices: few enough to be quick, more than the caches hold.
+
+        The larger has at least twice as many: noise of the times is noise of the slope times what they have in common.
+        """
         few = min(max(FEW, ceil(_CACHE_MULTIPLE * self.request.cache_bytes / max(layer_bytes, 1.0))), _MOST_FEW)
-        return few, few + MANY - FEW
+        return few, max(few + MANY - FEW, 2 * few)
 
     def model_pair(self, layer_bytes: float, layers: int) -> tuple[int, int]:
         """The same for a very model: more, so that less is extrapolated, as far as the memory holds both."""
