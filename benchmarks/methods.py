@@ -23,11 +23,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from checkpoints import random_checkpoint  # noqa: E402
 
+from planner.core.errors import Exit  # noqa: E402
+from planner.core.measurement import DECODE, FILE_BYTES, KL_DIVERGENCE, PEAK_MEMORY, PREFILL  # noqa: E402
+from planner.methods.quantizers import CALIBRATED  # noqa: E402
+
 CASES = "none:bf16,bitsandbytes:nf4,bitsandbytes:int8,gptq:4bit,gptq:3bit,awq:4bit,gguf:Q4_K_M"
-CALIBRATED = ("gptq", "awq")
-JUDGED = ("file_bytes", "peak_memory_bytes", "prefill_tokens_per_second", "decode_tokens_per_second")
-INSIDE, OUTSIDE = 0, 5
-"""Exit codes of an ``apply`` that measured."""
+JUDGED = (FILE_BYTES, PEAK_MEMORY, PREFILL, DECODE)
 
 
 def qplan(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -36,10 +37,15 @@ def qplan(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+def folder_of(case: str, work: Path) -> Path:
+    """Where a case is made."""
+    return work / case.replace(":", "-")
+
+
 def carry_out(model: str, case: str, asked: argparse.Namespace) -> dict[str, Any] | None:
     """Plan, make and measure one case; its report, or nothing if it failed, which is told."""
     method, type_ = case.split(":")
-    folder = asked.work / f"{method}-{type_}"
+    folder = folder_of(case, asked.work)
     folder.mkdir(parents=True, exist_ok=True)
     plan = str(folder / "plan.json")
     text = ["--calibration-chunks", str(asked.chunks), "--calibration-tokens", "512"] if method in CALIBRATED else []
@@ -50,7 +56,7 @@ def carry_out(model: str, case: str, asked: argparse.Namespace) -> dict[str, Any
     )
     for step in steps:
         done = qplan(*step)
-        if done.returncode not in (INSIDE, OUTSIDE):
+        if done.returncode not in (Exit.DONE, Exit.OUTSIDE):
             print(f"{case}: {step[0]} failed ({done.returncode})\n{done.stderr[-6000:]}", flush=True)
             return None
     report: dict[str, Any] = json.loads(done.stdout)
@@ -70,7 +76,7 @@ def line(case: str, report: dict[str, Any], seconds: float) -> str:
         else:
             inside = "" if verdict["ok"] else " !"
             told.append(f"{verdict['measured']:>14,.6g} {verdict['ratio']:5.3f}{inside:2}")
-    divergence = report["measured"].get("kl_divergence_nats", float("nan"))
+    divergence = report["measured"].get(KL_DIVERGENCE, float("nan"))
     return " ".join([*told, f"{divergence:9.5f}", f"{seconds:6.0f} s", report["variant"]["runtime"]])
 
 
@@ -90,7 +96,7 @@ def main() -> None:
     print(f"{'case':18} " + " ".join(f"{name:>22}" for name in JUDGED) + "   KL, nats", flush=True)
     runs = [case for case in asked.cases.split(",") if carry_out(model, case, asked)]
     if len(runs) > 1:
-        print(qplan("compare", *(str(asked.work / run.replace(":", "-")) for run in runs)).stdout)
+        print(qplan("compare", *(str(folder_of(run, asked.work)) for run in runs)).stdout)
 
 
 if __name__ == "__main__":

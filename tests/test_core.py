@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from planner.core import data
 from planner.core.codec import canonical_json, content_sha256, decode, encode, read_json, write_atomically
-from planner.core.errors import InputError, QplanError, UsageError
+from planner.core.errors import InputError, QplanError, UsageError, first_line
 from planner.core.hardware import Cpu, Gpu, HardwareProfile, Memory
 from planner.core.units import format_bytes, format_rate, format_seconds, pad, parse_bytes
 
@@ -119,3 +119,8 @@ def test_rows_of_a_document_are_values_that_can_be_hashed(monkeypatch: pytest.Mo
     with pytest.raises(UsageError, match="'c' is no row") as error:
         data.named(rows, "c", what="row", code="unknown-row")
     assert error.value.hint == "one of b, a" and error.value.code == "unknown-row"
+
+
+@pytest.mark.parametrize(("said", "told"), [("one\ntwo", "one"), ("\n  late \n", "late"), ("", "ValueError")])
+def test_the_first_line_of_an_error(said: str, told: str) -> None:
+    assert first_line(ValueError(said)) == told

@@ -19,6 +19,11 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class QplanError(Exception):
     """Something the user can read and act on.
 

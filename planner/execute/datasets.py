@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from planner.core.errors import InputError, MissingDependency, ModelNotFound, UsageError
+from planner.core.errors import InputError, MissingDependency, ModelNotFound, UsageError, first_line
 from planner.core.units import MIB, format_bytes
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _rows(path: Path, name: str, wanted: Dataset) -> Iterator[str]:
             yield from _lines(path, name)
     except (OSError, EOFError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{name} of {wanted.repository} cannot be read", numbers=str(error).splitlines()[0], code="bad-dataset"
+            f"{name} of {wanted.repository} cannot be read", numbers=first_line(error), code="bad-dataset"
         ) from None
 
 

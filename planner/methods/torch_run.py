@@ -15,7 +15,7 @@ from typing import Any
 
 from planner.convert.recast import recast_file
 from planner.convert.rows import FLOAT_DTYPES
-from planner.core.errors import InputError
+from planner.core.errors import InputError, first_line
 from planner.core.job import Job
 from planner.core.plan import Settings
 from planner.formats.safetensors import StoredTensor, open_checkpoint
@@ -98,10 +98,9 @@ def loading(source: Path) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        told = str(error).strip()
         raise InputError(
             f"{source} cannot be loaded",
-            numbers=told.splitlines()[0][:300] if told else type(error).__name__,
+            numbers=first_line(error)[:300],
             hint="a checkpoint has config.json, a tokenizer and safetensors files; of several, also an index of them",
             code="model-refused",
         ) from error

@@ -135,9 +135,9 @@ def kernels() -> tuple[Kernel, ...]:
     return read_rows(Kernel, TABLE, "kernel")
 
 
-def is_compiled(id_: str) -> bool:
-    """Whether the kernel of this row is compiled when it is first used."""
-    return any(row.compiled for row in kernels() if row.id == id_)
+def row_of(kernel: KernelUse) -> Kernel | None:
+    """The row that a candidate's kernel came from; ``None``: this table has it no more."""
+    return next((row for row in kernels() if row.id == kernel.id), None)
 
 
 @cache
@@ -166,7 +166,7 @@ def unasked(variant: Variant, kernel: KernelUse, asked: tuple[str, ...] | None) 
     Args:
         asked: the methods that a person named; ``None``: none.
     """
-    row = next((row for row in kernels() if row.id == kernel.id), None)
+    row = row_of(kernel)
     if row is None or not row.on_request or variant.method in (asked or ()):
         return None
     reason = f"{row.text}; {row.fix}; `--methods {variant.method}` takes it all the same"

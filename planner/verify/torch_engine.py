@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner.core.errors import ExecutionFailed, InputError, MissingDependency
+from planner.core.errors import ExecutionFailed, InputError, MissingDependency, first_line
 from planner.verify.trial import AS_IT_IS, Loading
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def open_checkpoint(
     Args:
         on_gpu: all of it on the first GPU.
         threads: of torch, for what runs on the CPU.
+        loading: in which type, and by which kernel.
 
     Raises:
         MissingDependency: torch, transformers or what the checkpoint's quantization needs is not installed.
@@ -105,7 +106,7 @@ def open_checkpoint(
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise InputError(
             f"transformers cannot load {path}",
-            numbers=str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__,
+            numbers=first_line(error)[:300],
             hint="give a checkpoint directory with config.json, safetensors files and a tokenizer",
             code="model-refused",
         ) from None

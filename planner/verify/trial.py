@@ -16,7 +16,7 @@ VLLM = "vllm"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loading:
-    """How transformers loads a quantized checkpoint."""
+    """How transformers loads a checkpoint."""
 
     dtype: str | None = None
     """What it is computed in: a type of torch, or ``auto`` for the checkpoint's own. ``None``: exactly, so in float32

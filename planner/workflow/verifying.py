@@ -258,8 +258,11 @@ def kernel_options(
         return (), ()
     shapes = products(model) if model is not None else ()
     best = kernels.validate(variant, shapes, here, gpus_used=on_gpu)
-    if not isinstance(best, KernelUse) or not kernels.is_compiled(best.id):
-        return (best.arguments if isinstance(best, KernelUse) else ()), ()
+    if not isinstance(best, KernelUse):
+        return (), ()
+    row = kernels.row_of(best)
+    if row is None or not row.compiled:
+        return best.arguments, ()
     if nvcc_is_here():
         return best.arguments, (f"{best.name} is compiled the first time it is used, which takes minutes",)
     ready = kernels.validate(variant, shapes, here, gpus_used=on_gpu, compiler=False)
