@@ -259,6 +259,16 @@ def test_ctrl_c_leaves_no_partial_file(plan_file: Path, tmp_path: Path, delay: f
     assert not list(tmp_path.glob(".*.partial")) and not list(tmp_path.glob("*.partial"))
 
 
+def test_ctrl_c_inside_an_executed_string_has_the_exit_code_of_any_other(tmp_path: Path) -> None:
+    text = "import os, signal; os.kill(os.getpid(), signal.SIGINT); [number for number in range(9)]"
+    program = f"import planner.cli as it\nit.cli.main = lambda **_: exec({text!r})\nit.main([])\n"
+    (tmp_path / "interrupted.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "interrupted"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, preexec_fn=hear_ctrl_c)
+    assert (done.returncode, done.stderr.split()) == (130, [b"interrupted"])
+
+
 def test_plan_replaces_a_plan_and_nothing_else(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     wanted = ["plan", "demo", "--context", "512", "-o"]
     (tmp_path / "weights.safetensors").write_bytes(b"precious")

@@ -58,7 +58,7 @@ def test_made_and_loaded_on_the_gpu(name: str, tmp_path: Path) -> None:
     if environment == "autoawq":
         python = use_environment("gptqmodel")
     text = data_path("demo/heldout.txt").read_text("utf-8")[:2000]
-    told, _ = kernel_options(runnable(plan.variant), survey(), model=None, on_gpu=True)
-    kernel = dict(told).get("backend")
+    told = kernel_options(runnable(plan.variant), survey(), model=None, on_gpu=True)
+    kernel = dict(told.arguments).get("backend")
     found = reloaded(python, made.folder, data_path("demo/model"), text, "float16", "cuda", kernel)
     assert found["finite"] and found["kl"] < (0.35 if type_ == "3bit" else 0.08), found

@@ -209,5 +209,5 @@ def test_a_plan_for_a_cpu_is_served_in_the_type_that_it_is_measured_in() -> None
     service = Service(target="/models/demo", variant=variant, placement=Placement(context=512), kernel=kernel)
     argv = command("transformers", service).argv
     assert argv[argv.index("--dtype") + 1] == "bfloat16"
-    told, _ = verifying.kernel_options(variant, here, model=None, on_gpu=False)
+    told = verifying.kernel_options(variant, here, model=None, on_gpu=False).arguments
     assert dict(told)["dtype"] == "bfloat16"

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import struct
 import sys
 import types
@@ -16,19 +17,20 @@ import pytest
 
 from planner import models
 from planner.core.candidate import Placement
-from planner.core.errors import InputError, MissingDependency
+from planner.core.errors import MODEL_REFUSED, InputError, MissingDependency, QplanError
 from planner.core.hardware import Cpu, HardwareProfile, Memory
 from planner.core.measurement import DECODE, FILE_BYTES, KL_DIVERGENCE, PEAK_MEMORY, PERPLEXITY_RATIO, PREFILL
 from planner.core.units import GIB
 from planner.execute import environments
+from planner.execute.process import ChildDied, Stopped
 from planner.methods import none
 from planner.models.directory import quantized_spec
 from planner.report.bits_checkpoint import bits_of_checkpoint
-from planner.verify import crowding
+from planner.verify import crowding, run
 from planner.verify.artifact import artifact_files, verify_artifact
 from planner.verify.learned import Subject
 from planner.verify.run import run_trial
-from planner.verify.trial import MemoryTrial, Samples, SpeedTrial, TrialRequest, TrialResult
+from planner.verify.trial import SPEED, MemoryTrial, Samples, SpeedTrial, TrialRequest, TrialResult
 from planner.workflow import verifying
 from planner.workflow.quality import checkpoint_variant
 from tests.artifact_fixtures import environments_home, use_environment
@@ -145,8 +147,8 @@ def test_a_quantized_checkpoint_has_the_shapes_of_what_it_was_made_from(packed: 
 def test_the_type_that_a_kernel_asks_for_reaches_the_child(packed: Path) -> None:
     variant = verifying.runnable(checkpoint_variant(packed))
     assert variant.runtime == "transformers"
-    told, notes = verifying.kernel_options(variant, MACHINE, model=None, on_gpu=False)
-    assert dict(told) == {"dtype": "bfloat16"} and notes == ()
+    told = verifying.kernel_options(variant, MACHINE, model=None, on_gpu=False)
+    assert told == verifying.KernelOptions(arguments=(("dtype", "bfloat16"),))
 
 
 @pytest.mark.parametrize(
@@ -169,9 +171,57 @@ def test_a_kernel_that_has_to_be_compiled_is_asked_for_where_that_can_be_done(
     variant = verifying.runnable(gptq.variant(type_))
     model = models.resolve("tinyllama-1.1b")
     for machine in ("rtx-4090", "h100-80gb"):
-        found, notes = verifying.kernel_options(variant, survey(machine), model=model, on_gpu=True)
-        assert dict(found) == told
-        assert noted in " ".join(notes) and bool(notes) == bool(noted)
+        found = verifying.kernel_options(variant, survey(machine), model=model, on_gpu=True)
+        assert dict(found.arguments) == told
+        assert noted in " ".join(found.notes) and bool(found.notes) == bool(noted)
+        compiled = told == {"backend": "marlin"}
+        assert (found.spare and dict(found.spare)) == ({"backend": "triton"} if compiled else None)
+
+
+@pytest.mark.parametrize(
+    ("error", "second"),
+    [
+        (MissingDependency("no", numbers="Marlin kernels are not properly installed\nError: nvcc failed"), True),
+        (InputError("no", numbers="Marlin sources are incomplete", code=MODEL_REFUSED), True),
+        (ChildDied("died", numbers="Traceback\nRuntimeError: no nvcc", hint="", signal_number=None), True),
+        (ChildDied("killed", numbers="", hint="", signal_number=signal.SIGKILL), False),
+        (Stopped("stopped", numbers="", hint="", signal_number=None), False),
+        (InputError("the text is too short", code="bad-text"), False),
+    ],
+)
+def test_a_kernel_that_cannot_be_used_gives_way_to_the_next(
+    monkeypatch: pytest.MonkeyPatch, packed: Path, error: QplanError, second: bool
+) -> None:
+    seen: list[dict[str, str]] = []
+
+    def attempt(_: Any, __: str, request: TrialRequest, **___: Any) -> TrialResult:
+        seen.append(dict(request.options))
+        if len(seen) == 1:
+            raise error
+        assert request.spare_options is None
+        return TrialResult(speed=_trial(None), tool_version="GPTQModel")
+
+    monkeypatch.setattr(run, "ask_child", attempt)
+    request = TrialRequest(
+        kind=SPEED,
+        model_path=str(packed),
+        placement=Placement(context=64),
+        options=(("backend", "marlin"),),
+        spare_options=(("backend", "triton"),),
+    )
+    if not second:
+        with pytest.raises(type(error)):
+            run.run_trial(request)
+        return
+    result = run.run_trial(request)
+    assert seen == [{"backend": "marlin"}, {"backend": "triton"}]
+    assert result.speed is not None and result.speed.spare
+    (note,) = result.notes
+    assert "marlin could not be used" in note and "with triton" in note and "Traceback" not in note
+    seen.clear()
+    monkeypatch.setattr(run, "ask_child", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error)):
+        run.run_trial(request)
 
 
 def test_nvcc_is_looked_for_where_gptqmodel_looks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -96,7 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             # JSON is UTF-8 whatever the locale; for a person, what the terminal cannot show is escaped.
             utf8 = stream is sys.stdout and bool({"--json", "--batch"} & set(arguments))
             stream.reconfigure(encoding="utf-8" if utf8 else None, errors="backslashreplace")
-    sys.exit(run(arguments))
+    code = run(arguments)
+    # CPython notes a Ctrl-C that falls into a string being executed, as dataclasses do when they are imported, and then
+    # dies of SIGINT under `python -m`, whatever the exit code; executing another string takes the note back.
+    exec("")
+    sys.exit(code)
 
 
 def default_arguments() -> list[str]:

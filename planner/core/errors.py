@@ -19,6 +19,10 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
+MODEL_REFUSED = "model-refused"
+"""Code where a library refuses to load a model."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says; its type where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -15,7 +15,7 @@ from typing import Any
 
 from planner.convert.recast import recast_file
 from planner.convert.rows import FLOAT_DTYPES
-from planner.core.errors import InputError, first_line
+from planner.core.errors import MODEL_REFUSED, InputError, first_line
 from planner.core.job import Job
 from planner.core.plan import Settings
 from planner.formats.safetensors import StoredTensor, open_checkpoint
@@ -102,7 +102,7 @@ def loading(source: Path) -> Iterator[None]:
             f"{source} cannot be loaded",
             numbers=first_line(error)[:300],
             hint="a checkpoint has config.json, a tokenizer and safetensors files; of several, also an index of them",
-            code="model-refused",
+            code=MODEL_REFUSED,
         ) from error
 
 

@@ -73,6 +73,7 @@ def verify_artifact(
     max_chunks: int | None = None,
     python: Path | None = None,
     options: tuple[tuple[str, str], ...] = (),
+    spare_options: tuple[tuple[str, str], ...] | None = None,
     speed_python: Path | None = None,
 ) -> VerificationResult:
     """File bytes, peak memory, prefill, decode and, against a 16-bit reference, perplexity ratio and KL divergence.
@@ -92,6 +93,7 @@ def verify_artifact(
         python: interpreter of the environment that has the artifact's runtime; ``None``: this one.
         options: what that runtime must be told, as ``(("dtype", "bfloat16"),)``; with the runtime vLLM, transformers
             measures the quality.
+        spare_options: in their place where the runtime refuses those; ``None``: then it is an error.
         speed_python: the interpreter for speed and memory where that is another one.
 
     Raises:
@@ -108,6 +110,7 @@ def verify_artifact(
         placement=placement,
         budget_seconds=budget_seconds * share,
         options=options,
+        spare_options=spare_options,
     )
     speed_trial = _speed(ask, progress, notes, speed_python or python)
     speed = speed_trial.speed if speed_trial else None
@@ -185,9 +188,12 @@ def _quality_request(
     ask: TrialRequest, speed: SpeedTrial | None, budget_seconds: float, max_chunks: int | None, keep: Path | None
 ) -> TrialRequest:
     """The request after the one of speed, with the kernels that ran there."""
+    spare = ask.spare_options if speed is not None and speed.spare else None
     return replace(
         ask,
         kind=QUALITY,
+        options=ask.options if spare is None else spare,
+        spare_options=ask.spare_options if spare is None else None,
         budget_seconds=budget_seconds,
         max_chunks=max_chunks,
         reference_keep=str(keep) if keep else None,

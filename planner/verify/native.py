@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner.core.errors import ExecutionFailed, InputError, MissingDependency, UsageError
+from planner.core.errors import MODEL_REFUSED, ExecutionFailed, InputError, MissingDependency, UsageError
 from planner.core.units import MIB
 from planner.verify.trial import Buffer
 
@@ -237,7 +237,7 @@ def open_model(
         raise InputError(
             f"llama.cpp cannot load {path}",
             hint="its reason is in the log; quantize the model again if the file is damaged",
-            code="model-refused",
+            code=MODEL_REFUSED,
         )
     try:
         vocabulary = lib.llama_model_get_vocab(handle)

@@ -1,4 +1,4 @@
-"""The parent's side of a trial: a child that measures, and one more try where llama.cpp's CPU kernels fault."""
+"""The parent's side of a trial: a child that measures, and one more try with other kernels where its own fail."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from planner.execute.process import ChildDied, ask_child
+from planner.core.errors import MODEL_REFUSED, MissingDependency, QplanError
+from planner.execute.process import ChildDied, Stopped, ask_child
 from planner.runtimes.service import UNCOMPILED, visible_gpus
 from planner.verify.trial import TrialRequest, TrialResult
 
@@ -38,7 +39,8 @@ def run_trial(
 
     Ctrl-C, any other exception here and the death of this process end the child. llama.cpp's AMX kernels fault on
     virtual machines that announce AMX and then refuse ``ldtilecfg``; a child that dies so is followed by one with
-    those kernels off, and the result says so.
+    those kernels off, and the result says so. Likewise a kernel that cannot be compiled or loaded here, where the
+    request names another.
 
     Args:
         progress: called with what is being done and the fraction done.
@@ -51,12 +53,37 @@ def run_trial(
     """
     try:
         return _attempt(request, progress, timeout_seconds, python)
-    except ChildDied as error:
-        by_llama_cpp = not Path(request.model_path).is_dir()
-        if not (by_llama_cpp and request.repack and error.signal_number in FAULTS):
+    except QplanError as error:
+        second = _second(request, error)
+        if second is None:
             raise
-    result = _attempt(replace(request, repack=False), progress, timeout_seconds, python)
-    return replace(result, notes=(*result.notes, NO_REPACK_NOTE))
+        note = _note(request, second, error)
+    result = _attempt(second, progress, timeout_seconds, python)
+    speed = result.speed and replace(result.speed, spare=second.options != request.options)
+    return replace(result, speed=speed, notes=(*result.notes, note))
+
+
+def _second(request: TrialRequest, error: QplanError) -> TrialRequest | None:
+    """What to try after a failure; ``None``: the failure is not one of kernels."""
+    if isinstance(error, Stopped):
+        return None
+    died = error.signal_number if isinstance(error, ChildDied) else None
+    if not Path(request.model_path).is_dir():
+        return replace(request, repack=False) if request.repack and died in FAULTS else None
+    by_kernel = isinstance(error, ChildDied | MissingDependency) or error.code == MODEL_REFUSED
+    if request.spare_options is None or not by_kernel or died == signal.SIGKILL:
+        return None
+    return replace(request, options=request.spare_options, spare_options=None)
+
+
+def _note(request: TrialRequest, second: TrialRequest, error: QplanError) -> str:
+    """What was asked for, why it failed, and what was measured instead."""
+    if second.repack != request.repack:
+        return NO_REPACK_NOTE
+    asked, used = (dict(options).get("backend", "its own choice") for options in (request.options, second.options))
+    lines = error.numbers.splitlines() or [error.what]
+    why = lines[-1 if isinstance(error, ChildDied) else 0]  # a traceback ends with what went wrong
+    return f"GPTQModel's kernel {asked} could not be used here, so it was measured with {used}: {why.strip()}"
 
 
 _TORCH = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner.core.errors import ExecutionFailed, InputError, MissingDependency, first_line
+from planner.core.errors import MODEL_REFUSED, ExecutionFailed, InputError, MissingDependency, first_line
 from planner.verify.trial import AS_IT_IS, Loading
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def open_checkpoint(
             f"transformers cannot load {path}",
             numbers=first_line(error)[:300],
             hint="give a checkpoint directory with config.json, safetensors files and a tokenizer",
-            code="model-refused",
+            code=MODEL_REFUSED,
         ) from None
     model.eval()
     progress(f"load {path.name}", 1.0)

@@ -60,6 +60,8 @@ class TrialRequest:
     """Let llama.cpp hold weights in its CPU-specific layouts (AMX, CPU_REPACK), its default."""
     options: tuple[tuple[str, str], ...] = ()
     """What transformers is told to run a checkpoint, as ``(("dtype", "bfloat16"),)``; else what the checkpoint says."""
+    spare_options: tuple[tuple[str, str], ...] | None = None
+    """In place of :attr:`options` where the runtime refuses those: a kernel that has to be compiled may fail to be."""
     like_llama_cpp: bool = False
     """Round the reference as the file of ``llama-perplexity --kl-divergence-base`` does."""
 
@@ -152,6 +154,8 @@ class SpeedTrial:
     flash_attention: bool
     repack: bool
     """False: measured with llama.cpp's CPU-specific layouts off, as they crashed here."""
+    spare: bool = False
+    """Measured with the request's spare options, as the runtime refused the others."""
     runtime: str = "llama.cpp"
 
 

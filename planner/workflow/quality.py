@@ -93,8 +93,9 @@ def measure(artifact: Path, options: QualityOptions, progress: Callable[[str, fl
     )
     variant, notes = _variant_of(artifact)
     if variant is not None and artifact.is_dir() and variant.method != "none":
-        told, of_kernel = kernel_options(variant, here, model=model, on_gpu=options.gpu_layers > 0)
-        request, notes = replace(request, options=told), (*notes, *of_kernel)
+        kernel = kernel_options(variant, here, model=model, on_gpu=options.gpu_layers > 0)
+        request = replace(request, options=kernel.arguments, spare_options=kernel.spare)
+        notes = (*notes, *kernel.notes)
     trial = run_trial(request, progress=progress, python=python_of(artifact, variant, reference))
     tasks = _tasks(artifact, options, progress) if options.tasks else None
     kept: tuple[Measurement, ...] = ()

@@ -65,6 +65,16 @@ class Subject:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelOptions:
+    """What a runtime must be told to run an artifact by the kernel that the table has for it."""
+
+    arguments: tuple[tuple[str, str], ...] = ()
+    spare: tuple[tuple[str, str], ...] | None = None
+    """In their place where the kernel cannot be compiled; empty: the runtime's own choice."""
+    notes: tuple[str, ...] = ()
+
+
 def verify(
     artifact: Path,
     *,
@@ -212,7 +222,8 @@ def measure(
     from planner.verify.artifact import verify_artifact
 
     model, variant, placement = subject.model, subject.variant, subject.placement
-    options, notes = kernel_options(variant, here, model=model, on_gpu=placement.gpu_layers > 0)
+    kernel = kernel_options(variant, here, model=model, on_gpu=placement.gpu_layers > 0)
+    of_vllm = _vllm_options(subject)
     result = verify_artifact(
         artifact,
         subject=learned.Subject(
@@ -231,10 +242,12 @@ def measure(
         progress=progress,
         budget_seconds=budget_seconds,
         python=python_of(artifact, variant, reference),
-        options=(*options, *_vllm_options(subject)),
+        options=(*kernel.arguments, *of_vllm),
+        spare_options=None if kernel.spare is None else (*kernel.spare, *of_vllm),
         speed_python=Path(sys.executable) if variant.runtime == VLLM else None,
     )
-    return dataclasses.replace(result, notes=(*subject.notes, *notes, *result.notes, *remember(result.measurements)))
+    notes = (*subject.notes, *kernel.notes, *result.notes, *remember(result.measurements))
+    return dataclasses.replace(result, notes=notes)
 
 
 def _vllm_options(subject: Subject) -> tuple[tuple[str, str], ...]:
@@ -246,30 +259,30 @@ def _vllm_options(subject: Subject) -> tuple[tuple[str, str], ...]:
     return (("runtime", VLLM), ("kv_cache_bytes", str(cache_bytes(subject.model, subject.placement))))
 
 
-def kernel_options(
-    variant: Variant, here: HardwareProfile, *, model: ModelSpec | None, on_gpu: bool
-) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+def kernel_options(variant: Variant, here: HardwareProfile, *, model: ModelSpec | None, on_gpu: bool) -> KernelOptions:
     """What the runtime must be told to take the kernel that the table has for the variant here, and what to know of it.
 
     Args:
         model: its shapes decide with; ``None``: they are not known.
     """
     if variant.format == "gguf":
-        return (), ()
+        return KernelOptions()
     shapes = products(model) if model is not None else ()
     best = kernels.validate(variant, shapes, here, gpus_used=on_gpu)
     if not isinstance(best, KernelUse):
-        return (), ()
+        return KernelOptions()
     row = kernels.row_of(best)
     if row is None or not row.compiled:
-        return best.arguments, ()
-    if nvcc_is_here():
-        return best.arguments, (f"{best.name} is compiled the first time it is used, which takes minutes",)
+        return KernelOptions(arguments=best.arguments)
     ready = kernels.validate(variant, shapes, here, gpus_used=on_gpu, compiler=False)
-    missing = f"{best.name} is compiled with nvcc of the CUDA toolkit, which is not here"
-    if not isinstance(ready, KernelUse):
-        return (), (missing,)
-    return ready.arguments, (f"{missing}: measured with {ready.name}",)
+    spare = ready.arguments if isinstance(ready, KernelUse) else ()
+    if nvcc_is_here():
+        note = f"{best.name} is compiled the first time it is used, which takes minutes"
+        return KernelOptions(arguments=best.arguments, spare=spare, notes=(note,))
+    note = f"{best.name} is compiled with nvcc of the CUDA toolkit, which is not here"
+    if isinstance(ready, KernelUse):
+        note += f": measured with {ready.name}"
+    return KernelOptions(arguments=spare, notes=(note,))
 
 
 def nvcc_is_here() -> bool:
