@@ -19,7 +19,7 @@ from planner.core.codec import read_json, write_atomically
 from planner.core.errors import InputError
 from planner.core.workload import Workload
 from planner.execute import preflight
-from planner.workflow.estimates import estimate_batch, estimate_file
+from planner.workflow.estimates import KEYS, estimate_batch, estimate_file
 from planner.workflow.planning import make_plan, plan_text
 from planner.workflow.recommend import recommend
 from tests.conftest import Qplan, hear_ctrl_c
@@ -132,6 +132,23 @@ def test_a_bad_line_gets_its_error_and_the_rest_go_on(line: str, code: str) -> N
     answers = list(estimate_batch([line, "", good]))
     assert answers[0]["error"]["code"] == code and len(answers[0]["error"]["message"]) < 1000
     assert answers[1]["id"] == "good" and len(answers) == 2
+
+
+def test_null_is_the_default_of_every_key() -> None:
+    """Tables exported as JSON write null where a cell is empty."""
+    plain = {"id": 1, "model": "llama-2-7b", "device": "GeForce RTX 4090"}
+    nulls = dict.fromkeys(sorted(KEYS - {*plain, "params", "active_params"}))
+    found = list(estimate_batch([json.dumps(plain), json.dumps({**nulls, **plain})]))
+    assert "error" not in found[0] and found[1] == found[0]
+
+
+def test_a_backend_that_the_profile_does_not_have_is_refused() -> None:
+    lines = [
+        json.dumps({"model": "demo", "profile": "m2-pro-16gb", "backend": name}) for name in ("cuda", "metal", "cpu")
+    ]
+    refused, metal, cpu = estimate_batch(lines)
+    assert refused["error"]["code"] == "backend-mismatch" and "metal" in refused["error"]["message"]
+    assert metal["memory"]["devices"] and not cpu["memory"]["devices"]
 
 
 def test_an_unasked_context_holds_the_depth() -> None:

@@ -296,6 +296,8 @@ def rewritten(change: dict[str, tuple[int, ...] | None]) -> dict[str, np.ndarray
         ({}, {"num_hidden_layers": 1}, "unknown-tensor", "model.layers.1"),
         ({}, {"hidden_size": "64"}, "bad-config", "hidden_size"),
         ({}, {"vocab_size": 1 << 60}, "bad-config", "vocab_size"),
+        ({}, {"tie_word_embeddings": "false"}, "bad-config", "true or false"),
+        ({}, {"model_type": "mistral", "sliding_window": "x"}, "bad-config", "sliding_window"),
         ({}, {"model_type": "mamba"}, "unsupported-architecture", "mamba"),
         ({}, {"quantization_config": {"quant_method": "gptq"}}, "unsupported-architecture", "gptq"),
         ({}, {"rope_scaling": {"rope_type": "mystery"}}, "unsupported-architecture", "mystery"),
@@ -426,6 +428,14 @@ def test_no_value_in_the_side_files_gives_a_traceback(fuzzed: Path, data: st.Dat
         (fuzzed / file).write_text(json.dumps(value))
     with contextlib.suppress(QplanError):
         assert len(header_bytes(prepare(fuzzed).key_values, [])) % 32 == 0
+
+
+def test_a_tokenizer_json_that_its_library_refuses_is_an_error_and_no_crash(checkpoint: Path, tmp_path: Path) -> None:
+    gguf = convert_checkpoint(checkpoint, tmp_path / "out.gguf")
+    (checkpoint / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError) as caught:
+        check_tokenizer(checkpoint, tmp_path / "out.gguf")
+    assert caught.value.code == "bad-tokenizer" and gguf
 
 
 def test_no_tokenizer_is_an_error(checkpoint: Path) -> None:

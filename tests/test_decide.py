@@ -179,3 +179,25 @@ def test_a_served_method_says_how_to_run_it_with_each_runtime(method: str) -> No
 
 def test_the_same_question_gets_the_same_answer() -> None:
     assert decided("llama-2-13b", "rtx-4090") == decided("llama-2-13b", "rtx-4090")
+
+
+def test_a_rule_says_that_a_required_one_set_it_aside_not_that_its_methods_do_not_fit() -> None:
+    answer = recommend("llama-3.1-8b", Workload(objective="finetune"), profile="rtx-4090")
+    said = {entry.rule: entry.effect for entry in answer.decision.trace}
+    assert "only bitsandbytes nf4" in said["fine-tuning"]
+    assert "set aside" in said["nvidia-12gb"] and "bitsandbytes nf4" in said["nvidia-12gb"]
+    assert not any("cannot run here" in effect for effect in said.values())
+
+
+def test_a_speed_that_nothing_reaches_is_not_blamed_on_the_context() -> None:
+    answer = recommend(
+        "llama-2-7b", Workload(context_fixed=False, min_decode_tokens_per_second=1e9), profile="rtx-4090"
+    )
+    assert answer.decision.chosen is None and answer.workload.context == 4096
+    assert not any("context" in note for note in answer.notes)
+
+
+def test_nothing_that_fits_is_not_said_to_fit_a_shorter_context() -> None:
+    answer = recommend("llama-2-70b", Workload(context_fixed=False), profile="laptop-8gb")
+    assert answer.decision.chosen is None and answer.workload.context == 2048
+    assert "no context from 4096 down to 2048 tokens is possible; this is for 2048" in answer.notes

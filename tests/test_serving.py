@@ -34,6 +34,7 @@ from planner.runtimes.commands import command
 from planner.runtimes.service import Service, server, servers, visible_gpus
 from planner.serve import python_server
 from planner.serve.run import check_port
+from planner.workflow.planning import load_plan
 from planner.workflow.serve_target import Options
 from planner.workflow.serving import prepare
 from tests.conftest import Qplan, hear_ctrl_c
@@ -372,6 +373,22 @@ def test_what_cannot_be_served_is_refused_with_a_hint(
     monkeypatch.setenv("PATH", str(tmp_path))
     lacking = refused(tiny, Options(server="llama-server", context=256), to_run=True)
     assert lacking.code == "missing-dependency" and "llama.cpp" in lacking.hint and "--print" in lacking.hint
+
+
+def test_the_folder_of_a_run_is_served_as_its_plan_says_wherever_the_plan_lies(
+    tmp_path: Path, applied_plan: Path
+) -> None:
+    plan = json.loads(applied_plan.read_text())
+    run = tmp_path / "out"
+    run.mkdir()
+    (run / plan["artifact"]).write_bytes(b"")
+    report = {"artifact": plan["artifact"], "verdicts": [], "plan_sha256": plan["content_sha256"], "plan": plan}
+    (run / "report.json").write_text(json.dumps(report))
+    for target in (run, run / "report.json"):
+        service = prepare(target, Options(), to_run=False).service
+        assert service.target == str(run / plan["artifact"]) and service.placement == load_plan(applied_plan).placement
+    (run / "report.json").write_text(json.dumps({**report, "plan": {**plan, "artifact": "../x.gguf"}}))
+    assert isinstance(refused(run), InputError), "an edited plan is passed over, and the file itself is no model"
 
 
 def test_a_plan_runs_no_program_of_its_own(tmp_path: Path, applied_plan: Path) -> None:

@@ -23,7 +23,7 @@ SERVERS = ("llama-server", "llama-cpp-python", "vllm", "tgi", "transformers")
 
 
 @click.command("serve")
-@click.argument("target", metavar="PLAN|REPORT|ARTIFACT")
+@click.argument("target", metavar="PLAN|REPORT|RUN|ARTIFACT")
 @click.option("--print", "form", type=click.Choice(FORMS), help="Print how to serve it, and start nothing.")
 @click.option("--server", type=click.Choice(SERVERS), help="Default: the first of its runtime's that is installed.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -44,7 +44,8 @@ SERVERS = ("llama-server", "llama-cpp-python", "vllm", "tgi", "transformers")
 @click.option("--timeout", type=Finite(1), default=1800.0, show_default=True, help="Seconds to wait for an answer.")
 @json_option
 def command(target: str, form: str | None, server: str | None, timeout: float, as_json: bool, **given: Any) -> int:
-    """Start the right server for a plan, a report, a GGUF file or a checkpoint, with the plan's settings.
+    """Start the right server for a plan, a report, the folder of a run, a GGUF file or a checkpoint, with the plan's
+    settings.
 
     It prints the URL once the server answers, and Ctrl-C ends both (exit code 130). Nothing that a plan says is run:
     the program and its options are qplan's.

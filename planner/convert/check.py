@@ -117,9 +117,7 @@ def _source(directory: Path) -> tuple[str, Encode, bool] | None:
     """(name, encoder, whether it rewrites whitespace) of the checkpoint's own tokenizer."""
     pieces, fast = directory / "tokenizer.model", directory / "tokenizer.json"
     if fast.is_file() and find_spec("tokenizers"):
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(fast))
+        tokenizer = _fast_tokenizer(fast)
         return fast.name, lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids), False
     if pieces.is_file() and find_spec("sentencepiece"):
         from sentencepiece import SentencePieceProcessor
@@ -129,6 +127,16 @@ def _source(directory: Path) -> tuple[str, Encode, bool] | None:
         rewrites = model.model_type != UNIGRAM and (model.remove_extra_whitespaces or bool(model.charsmap))
         return pieces.name, lambda text: list(processor.encode(text)), rewrites
     return None
+
+
+def _fast_tokenizer(path: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no class of its own
+        hint = "download tokenizer.json again; without it the ids are compared with tokenizer.model"
+        raise InputError(f"{path.name} is no tokenizer", numbers=str(error), hint=hint, code="bad-tokenizer") from None
 
 
 @cache

@@ -41,6 +41,17 @@ class Config:
             raise bad_value(name, value, "a whole number above 0")
         return value
 
+    def flag(self, name: str) -> bool:
+        """The switch called ``name``; absent it is off.
+
+        Raises:
+            InputError: neither true nor false (``bad-config``): the text "false" would count as true.
+        """
+        value = self.values.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise bad_value(name, value, "true or false")
+        return bool(value)
+
     def number(self, name: str) -> float:
         """The number called ``name``.
 

@@ -84,7 +84,7 @@ class _Mapper:
         return [self._note(layer, rule.target, self._whole(layer, rule, stored)) for rule in rules]
 
     def _tied(self) -> bool:
-        return not self.family.keeps_output or bool(self.config.get("tie_word_embeddings"))
+        return not self.family.keeps_output or self.config.flag("tie_word_embeddings")
 
     def _note(self, layer: int, target: str, tensor: NamedTensor) -> NamedTensor:
         if (layer, target) in self.found:

@@ -73,11 +73,12 @@ def open_config(directory: Path) -> tuple[Config, Family, tuple[str, ...]]:
 def _notes(config: Config) -> tuple[str, ...]:
     """What llama.cpp does differently from transformers with this model."""
     notes = []
-    window, context = config.get("sliding_window"), config.get("max_position_embeddings")
     windowed = config.model_type in ("mistral", "mixtral", "phi3") or bool(config.get("use_sliding_window"))
-    if windowed and window and not config.model_type.startswith("gemma") and window < (context or 0):
-        # phi3.cpp and llama.cpp of llama.cpp's src/models load these without a window
-        notes.append(f"llama.cpp ignores this model's sliding window: results differ beyond {window} tokens")
+    if windowed and config.get("sliding_window") and not config.model_type.startswith("gemma"):
+        window = config.integer("sliding_window")
+        if window < config.integer("max_position_embeddings"):
+            # phi3.cpp and llama.cpp of llama.cpp's src/models load these without a window
+            notes.append(f"llama.cpp ignores this model's sliding window: results differ beyond {window} tokens")
     if config.rope.get("rope_type") == "dynamic":
         notes.append("llama.cpp ignores dynamic rotary scaling: good up to the trained context only")
     return tuple(notes)

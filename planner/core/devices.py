@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 from planner.core.data import number, read_table
@@ -90,9 +91,7 @@ def hardware_from_device(
             hint=f"near it: {', '.join(nearest(name)) or 'nothing'}; names are those of data/devices.csv",
             code="unknown-device",
         )
-    if backend is not None and backend not in BACKENDS:
-        raise UsageError(f"{backend!r} is no back end", hint=f"one of {', '.join(BACKENDS)}", code="unknown-backend")
-    _check_backend(row, backend)
+    _check_backend(row.device, row.vendor, backend)
     if count < 1:
         raise UsageError(f"a machine cannot have {count} devices", hint="give 1 or more", code="bad-count")
     if row.kind in GPU_KINDS and not row.unified:
@@ -100,14 +99,29 @@ def hardware_from_device(
     return _integrated(row, backend, ram_bytes)
 
 
-def _check_backend(row: DeviceRow, backend: str | None) -> None:
+def with_backend(hardware: HardwareProfile, backend: str) -> HardwareProfile:
+    """The machine with its GPUs run by ``backend``, as an NVIDIA one by ``vulkan``; ``cpu`` leaves it as it is.
+
+    Raises:
+        UsageError: there is no such back end, or none for one of the GPUs.
+    """
+    for gpu in hardware.gpus:
+        _check_backend(gpu.name, gpu.vendor, backend)
+    if backend == "cpu":
+        return hardware
+    return dataclasses.replace(hardware, gpus=tuple(dataclasses.replace(g, backend=backend) for g in hardware.gpus))
+
+
+def _check_backend(device: str, device_vendor: str | None, backend: str | None) -> None:
+    if backend is not None and backend not in BACKENDS:
+        raise UsageError(f"{backend!r} is no back end", hint=f"one of {', '.join(BACKENDS)}", code="unknown-backend")
     vendor = _VENDOR_OF_BACKEND.get(backend or "")
-    if vendor is None or vendor == row.vendor:
+    if vendor is None or vendor == device_vendor:
         return
-    fitting = [name for name in BACKENDS if _VENDOR_OF_BACKEND.get(name, row.vendor) == row.vendor]
+    fitting = [name for name in BACKENDS if _VENDOR_OF_BACKEND.get(name, device_vendor) == device_vendor]
     raise UsageError(
-        f"{row.device} has no {backend} back end",
-        numbers=f"{backend} is for GPUs by {vendor}, this device is by {row.vendor or 'another vendor'}",
+        f"{device} has no {backend} back end",
+        numbers=f"{backend} is for GPUs by {vendor}, this device is by {device_vendor or 'another vendor'}",
         hint=f"leave the back end out, or give one of {', '.join(fitting)}",
         code="backend-mismatch",
     )

@@ -86,10 +86,10 @@ def _quality_reason(candidate: Candidate) -> str:
     ratio = candidate.estimate.quality.perplexity_ratio
     if ratio is None:
         return ""
-    return (
-        f"perplexity rises by {percent(ratio.value)} ({percent(ratio.low)} to {percent(ratio.high)}) "
-        "over the 16-bit model"
-    )
+    change = f"{percent(ratio.value)} ({percent(ratio.low)} to {percent(ratio.high)})"
+    if ratio.value < 1:  # a measured one within its error of none
+        return f"perplexity differs by {change} from the 16-bit model"
+    return f"perplexity rises by {change} over the 16-bit model"
 
 
 def percent(ratio: float) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from planner.core.candidate import Candidate, Rejection, TraceEntry
+from planner.core.candidate import Candidate, Rejection, TraceEntry, method_and_type
 from planner.core.data import read_document
 from planner.core.hardware import HardwareProfile
 from planner.core.units import GIB
@@ -29,7 +29,11 @@ class Pattern:
         return variant.method == self.method and (self.type is None or variant.type == self.type)
 
     def __str__(self) -> str:
-        return self.method.upper() if self.type is None else f"{self.method.upper()} {self.type}"
+        return method_and_type(self.method, self.type or "").strip() or "16-bit weights"
+
+    def allows(self, other: Pattern) -> bool:
+        """Whether some variant is named by both."""
+        return self.method == other.method and (self.type is None or other.type in (None, self.type))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,10 @@ class Rule:
     def names(self) -> str:
         """The variants it speaks for, as text."""
         return " or ".join(str(pattern) for pattern in self.prefer or self.require)
+
+    def leaves(self, other: Rule) -> bool:
+        """Whether this rule, where it is required, leaves anything that ``other`` prefers."""
+        return any(mine.allows(theirs) for mine in self.require for theirs in other.prefer)
 
     def favours(self, candidate: Candidate) -> bool:
         """Whether it speaks for this candidate."""
@@ -164,15 +172,25 @@ def trace(
     for rule in all_rules():
         if not rule.prefer or not ranked or not speaks(rule, ranked[0], hardware, workload):
             continue
-        entries.append(TraceEntry(rule=rule.id, effect=_verdict(rule, ranked, hardware, workload), source=rule.source))
+        entries.append(
+            TraceEntry(rule=rule.id, effect=_verdict(rule, ranked, required, hardware, workload), source=rule.source)
+        )
     return tuple(entries)
 
 
-def _verdict(rule: Rule, ranked: tuple[Candidate, ...], hardware: HardwareProfile, workload: Workload) -> str:
+def _verdict(
+    rule: Rule,
+    ranked: tuple[Candidate, ...],
+    required: tuple[Rule, ...],
+    hardware: HardwareProfile,
+    workload: Workload,
+) -> str:
     chosen = ranked[0]
     if rule.favours(chosen) and speaks(rule, chosen, hardware, workload):
         return f"{rule.scenario}: agrees"
     best = next((c for c in ranked if rule.favours(c) and speaks(rule, c, hardware, workload)), None)
+    if best is None and (stronger := next((r for r in required if not r.leaves(rule)), None)):
+        return f"{rule.scenario}: set aside, as {stronger.names()} is required [{stronger.id}]"
     if best is None:
         return f"{rule.scenario}: {rule.names()} does not fit or cannot run here"
     gap = (chosen.score or 0.0) - (best.score or 0.0)

@@ -12,6 +12,7 @@ from typing import Any
 
 from planner import FORMAT_VERSION, methods
 from planner.core.candidate import Placement, Variant
+from planner.core.devices import with_backend
 from planner.core.errors import QplanError, UsageError
 from planner.core.estimates import Estimate
 from planner.core.hardware import HardwareProfile
@@ -109,7 +110,8 @@ def _hardware(case: Case) -> HardwareProfile:
         count = _whole(case, "device_count", 1, least=1, most=MOST_DEVICES)
         return simulated(_text(case, "device", ""), count, backend and _text(case, "backend", ""))
     profile = case.get("profile")
-    return cached_survey(None if profile is None else _text(case, "profile", ""))
+    machine = cached_survey(None if profile is None else _text(case, "profile", ""))
+    return machine if case.get("backend") is None else with_backend(machine, _text(case, "backend", ""))
 
 
 def _variant(case: Case) -> Variant:
@@ -146,7 +148,8 @@ def _run_by(variant: Variant, runtime: str) -> Variant:
 def _placement(case: Case, model: ModelSpec, hardware: HardwareProfile, variant: Variant) -> Placement:
     count = len(hardware.gpus)
     full = model.offloadable_count
-    asked = case.get("gpu_layers", "all" if count else 0)
+    given = case.get("gpu_layers")
+    asked = ("all" if count else 0) if given is None else given
     layers = full if asked == "all" else min(_whole({"gpu_layers": asked}, "gpu_layers", 0), full)
     kv_type = _text(case, "kv_type", "f16")
     if kv_type not in KV_TYPES:
@@ -204,7 +207,7 @@ def _shares(case: Case, count: int) -> tuple[float, ...]:
 
 
 def _switch(case: Case, key: str, default: bool) -> bool:
-    value = case.get(key, default)
+    value = default if case.get(key) is None else case[key]
     known: dict[object, bool] = {True: True, False: False, "on": True, "off": False, "true": True, "false": False}
     if not isinstance(value, (bool, str)) or value not in known:
         raise UsageError(f"`{key}` must be true or false", numbers=f"got {_short(value)}", code="bad-case")
@@ -217,7 +220,7 @@ def _short(value: object) -> str:
 
 
 def _text(case: Case, key: str, default: str) -> str:
-    value = case.get(key, default)
+    value = default if case.get(key) is None else case[key]
     if not isinstance(value, str) or not value:
         raise UsageError(f"`{key}` must be text", numbers=f"got {_short(value)}", code="bad-case")
     return value
@@ -231,7 +234,7 @@ def _number(case: Case, key: str, default: float) -> float:
 
 
 def _whole(case: Case, key: str, default: int, *, least: int | None = None, most: int = 1 << 40) -> int:
-    value = case.get(key, default)
+    value = default if case.get(key) is None else case[key]
     floor = least if least is not None else -1 if key == "group_size" else 0
     if isinstance(value, bool) or not isinstance(value, int) or not floor <= value <= most:
         wanted = f"`{key}` must be a whole number from {floor} to {most}"

@@ -233,23 +233,27 @@ def load_plan(path: Path) -> Plan:
         InputError: the file is missing or no plan.
         StalePlan: it was edited by hand, or is of another format version.
     """
-    document = read_json(path)
+    return plan_of(read_json(path), str(path))
+
+
+def plan_of(document: object, what: str) -> Plan:
+    """A plan from JSON that ``what`` names in errors; they are those of :func:`load_plan`."""
     if isinstance(document, dict):
         version = str(document.get("format_version", ""))
         if version and version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
             raise StalePlan(
-                f"{path} has plan format {version}",
+                f"{what} has plan format {version}",
                 numbers=f"this qplan reads {FORMAT_VERSION}",
                 hint="plan again with this version",
                 code="plan-version",
             )
-    _check_unedited(document, path)
-    plan = decode(Plan, document, what=str(path))
-    _check_steps(plan, path)
+    _check_unedited(document, what)
+    plan = decode(Plan, document, what=what)
+    _check_steps(plan, what)
     return plan
 
 
-def _check_unedited(document: object, path: Path) -> None:
+def _check_unedited(document: object, path: str) -> None:
     """Compare the hash in a plan with the hash of what the file holds, before anything in it is believed."""
     if not isinstance(document, dict) or not isinstance(document.get("content_sha256"), str):
         raise InputError(f"{path} is no plan", hint="`qplan plan MODEL -o plan.json` writes one", code="bad-document")
@@ -263,7 +267,7 @@ def _check_unedited(document: object, path: Path) -> None:
         )
 
 
-def _check_steps(plan: Plan, path: Path) -> None:
+def _check_steps(plan: Plan, path: str) -> None:
     """Names stay inside the output directory and steps refer to earlier ones: a plan may come from a stranger."""
     known = {"model"}
     for step in plan.steps:

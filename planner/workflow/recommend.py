@@ -90,7 +90,7 @@ def recommend_for(
     for context in tries:
         tried = dataclasses.replace(workload, context=context)
         decision = decide(model, hardware, tried, calibration)
-        if decision.chosen is not None:
+        if decision.chosen is not None or not any(r.rule == "memory" for r in decision.rejected):
             break
     return Recommendation(
         model=model,
@@ -101,7 +101,7 @@ def recommend_for(
         finetuning=_finetuning(model, hardware, workload),
         notes=(
             *notes,
-            *_context_notes(model, tried, tries),
+            *_context_notes(model, tried, tries, decision),
             *_unused_notes(model, tried, decision),
             *_calibration_notes(simulated, calibration),
         ),
@@ -124,10 +124,16 @@ def contexts_to_try(model: ModelSpec, workload: Workload) -> tuple[int, ...]:
     return (first, *(half for half in (first // 2, first // 4) if half >= LEAST_CONTEXT))
 
 
-def _context_notes(model: ModelSpec, used: Workload, tries: tuple[int, ...]) -> tuple[str, ...]:
+def _context_notes(model: ModelSpec, used: Workload, tries: tuple[int, ...], decision: Decision) -> tuple[str, ...]:
     if used.context > model.n_ctx_train:
         return (f"{model.name} was trained with {model.n_ctx_train} tokens of context; beyond them it gets worse",)
     if used.context < tries[0]:
+        if decision.chosen is None:
+            return (
+                f"no context from {tries[0]} down to {used.context} tokens is possible; this is for {used.context}",
+            )
+        if used.min_decode_tokens_per_second is not None:
+            return (f"{tries[0]} tokens of context do not fit, or are too slow; this is for {used.context}",)
         return (f"{tries[0]} tokens of context do not fit; this is for {used.context}",)
     return ()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from planner.core.hardware import HardwareProfile
 from planner.core.plan import Plan
 from planner.core.workload import KV_TYPES, Workload
 from planner.runtimes.service import HOST, PORT, Service, servers
-from planner.workflow.planning import check_hardware, load_plan
+from planner.workflow.planning import check_hardware, load_plan, plan_of
+from planner.workflow.reporting import REPORT
 
 _MOST_DOCUMENTS = 64
 """JSON files beside a report that are looked at for its plan."""
@@ -59,6 +62,8 @@ def service_of(target: Path, options: Options, here: HardwareProfile, *, to_run:
 
 
 def _found(target: Path, options: Options, here: HardwareProfile, *, to_run: bool) -> Service:
+    if target.is_dir() and (target / REPORT).is_file() and not any(target.glob("*.safetensors")):
+        target = target / REPORT  # the folder of a run
     if target.suffix == ".json":
         document = read_json(target)
         if isinstance(document, dict) and "verdicts" in document:
@@ -85,13 +90,14 @@ def _of_plan(plan: Plan, folder: Path, here: HardwareProfile, *, to_run: bool) -
 def _of_report(
     path: Path, document: dict[str, Any], options: Options, here: HardwareProfile, *, to_run: bool
 ) -> Service:
-    """The artifact that lies beside a report, with the settings of the plan that lies there too, if it does."""
+    """The artifact that lies beside a report, with the settings of its plan: the report holds it, or it lies there."""
     named = document.get("artifact")
     if not isinstance(named, str) or Path(named).name in {"", ".."}:
         raise InputError(f"{path} is no report of qplan", numbers="it names no artifact", code="bad-document")
     folder = path.absolute().parent
     sha256 = document.get("plan_sha256")
-    plan = next((p for p in map(_plan_or_none, _documents(folder)) if p and p.content_sha256 == sha256), None)
+    plans = chain((_plan_or_none(lambda: plan_of(document.get("plan"), str(path))),), map(_plan_in, _documents(folder)))
+    plan = next((p for p in plans if p and p.content_sha256 == sha256), None)
     if plan is not None:
         return _of_plan(plan, options.output or folder, here, to_run=to_run)
     artifact = (options.output or folder) / Path(named).name
@@ -104,9 +110,13 @@ def _documents(folder: Path) -> list[Path]:
     return [path for path in found if path.is_file() and path.stat().st_size <= _MOST_DOCUMENT_BYTES]
 
 
-def _plan_or_none(path: Path) -> Plan | None:
+def _plan_in(path: Path) -> Plan | None:
+    return _plan_or_none(lambda: load_plan(path))
+
+
+def _plan_or_none(read: Callable[[], Plan]) -> Plan | None:
     try:
-        return load_plan(path)
+        return read()
     except QplanError:
         return None
 

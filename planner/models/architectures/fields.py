@@ -65,8 +65,10 @@ class Fields:
         return float(value)
 
     def flag(self, name: str, *, default: bool = False) -> bool:
-        """A boolean."""
+        """A boolean; 0 and 1 are read as such."""
         value = self.get(name)
+        if value is not None and (not isinstance(value, (bool, int)) or value not in (0, 1)):
+            raise _bad(self.model_type, (name,), f"is {value!r}, not true or false")
         return default if value is None else bool(value)
 
     @property
