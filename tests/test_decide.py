@@ -113,6 +113,18 @@ def test_a_rejection_names_what_was_needed_and_what_there_is() -> None:
         assert rejection.unit == "bytes" and "RTX 4090" in rejection.reason
 
 
+def test_a_rejection_says_that_sharing_with_the_ram_was_tried_too() -> None:
+    """Else "needs 23.8 GiB, has 10.0 GiB" contradicts a chosen file of 14.8 GiB that is shared."""
+    decision = decided("qwen3-30b-a3b", "m2-pro-16gb", methods=("gguf",))
+    assert decision.chosen is not None
+    chosen = decision.chosen.estimate
+    refused = [r for r in decision.rejected if r.rule == "memory"]
+    assert refused and all("nor with layers left in RAM" in r.reason for r in refused)
+    assert all(r.available is not None and r.available < chosen.size.file_bytes for r in refused)
+    on_gpu_alone = decided("qwen3-30b-a3b", "m2-pro-16gb", methods=("gguf",), gpu_layers=49)
+    assert not any("left in RAM" in r.reason for r in on_gpu_alone.rejected)
+
+
 def test_limits_are_kept() -> None:
     least = decided("llama-2-13b", "laptop-16gb", min_decode_tokens_per_second=1000.0)
     assert least.chosen is None

@@ -134,7 +134,7 @@ def _fast_tokenizer(path: Path) -> Any:
 
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no class of its own
+    except Exception as error:  # noqa: BLE001 - the library raises no class of its own
         hint = "download tokenizer.json again; without it the ids are compared with tokenizer.model"
         raise InputError(f"{path.name} is no tokenizer", numbers=str(error), hint=hint, code="bad-tokenizer") from None
 

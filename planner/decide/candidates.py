@@ -206,6 +206,8 @@ def _does_not_fit(
         return no_kernel[0] if no_kernel else none
     least = min(lacks, key=lambda lack: lack.lacking_bytes)
     reason = f"does not fit on {least.device} with {workload.context} tokens of context"
+    if variant.format == "gguf" and workload.gpu_layers is None and least.device != tried[0][1].host.name:
+        reason += ", nor with layers left in RAM"
     if no_kernel:
         reason += f"; over more GPUs: {no_kernel[0].reason} [{no_kernel[0].rule}]"
     return Rejection(

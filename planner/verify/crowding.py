@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from planner.core.measurement import DECODE, PREFILL
+from planner.core.wording import TITLES
 from planner.verify.trial import Samples, SpeedTrial
 
 IDLE_SHARE = 0.9
@@ -42,9 +43,13 @@ def crowded(speed: SpeedTrial | None) -> set[str]:
 def busy_notes(speed: SpeedTrial) -> list[str]:
     """What to know of speeds that were measured on busy cores."""
     verb = "had" if speed.runtime == "llama.cpp" else "was left"
-    return [
-        f"other programs were busy: {speed.runtime} {verb} {share:.0%} of its {speed.threads} cores while {quantity} "
-        f"was measured, so it is lower than this machine's{'' if share >= REMEMBER_SHARE else ' and is not remembered'}"
-        for quantity, share in core_shares(speed).items()
-        if share < IDLE_SHARE
-    ]
+    notes = []
+    for quantity, share in core_shares(speed).items():
+        if share < IDLE_SHARE:
+            name = TITLES[quantity].partition(",")[0]
+            forgotten = "" if share >= REMEMBER_SHARE else " and is not remembered"
+            notes.append(
+                f"other programs were busy: {speed.runtime} {verb} {share:.0%} of its {speed.threads} cores while {name} "
+                f"was measured, so it is lower than this machine's{forgotten}"
+            )
+    return notes
