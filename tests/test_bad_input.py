@@ -151,6 +151,14 @@ def test_a_backend_that_the_profile_does_not_have_is_refused() -> None:
     assert metal["memory"]["devices"] and not cpu["memory"]["devices"]
 
 
+def test_what_is_explained_unasked_is_what_is_recommended(qplan: Qplan) -> None:
+    explained = qplan("explain", "llama-2-13b", "--type", "Q5_K_M", "--profile", "rtx-4090").stdout
+    chosen = json.loads(qplan("recommend", "llama-2-13b", "--profile", "rtx-4090", "--json").stdout)["chosen"]
+    assert f"context  {chosen['context']}," in explained and chosen["type"] == "Q5_K_M"
+    beyond = qplan("estimate", "llama-2-13b", "--profile", "rtx-4090").stdout
+    assert "context  8192" in beyond and "was trained with 4096 tokens of context" in beyond
+
+
 def test_an_unasked_context_holds_the_depth() -> None:
     lines = [f'{{"model": "llama-2-7b", "device": "GeForce RTX 4090", "depth": {depth}}}' for depth in (0, 4096, 20000)]
     caches = [answer["memory"]["devices"][0]["kv_cache_bytes"] for answer in estimate_batch(lines)]

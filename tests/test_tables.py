@@ -163,6 +163,14 @@ def test_no_verb_breaks_a_word_at_80_columns(qplan: Qplan, verb: str) -> None:
     assert unheard(narrow, wide) == []
 
 
+@pytest.mark.parametrize("arguments", [("models", "llama-2-7b"), ("probe", "--profile", "rtx-4090")])
+def test_facts_are_a_line_each_at_80_columns_and_without_a_heading(qplan: Qplan, arguments: tuple[str, ...]) -> None:
+    lines = qplan(*arguments, COLUMNS="80").stdout.splitlines()
+    assert max(map(len, lines)) <= 80 and not any("─" in line for line in lines)
+    name = "layers" if arguments[0] == "models" else "cores"
+    assert any(line.split()[:1] == [name] and len(line.split()) > 1 for line in lines)
+
+
 def test_measurements_are_a_line_each_at_80_columns(qplan: Qplan) -> None:
     here = survey()
     measured = Measurement(

@@ -170,5 +170,7 @@ def show(model: Any, variant: Any, placement: Any, hardware: Any, made: Any) -> 
     out.print(f"  prefill  {ranged(made.speed.prefill, format_rate)} tokens/s")
     out.print(f"  quality  {quality_line(candidate)}")
     out.print(memory_table(candidate))
+    if placement.context > model.n_ctx_train:
+        out.print(f"[dim]note: {escape(model.name)} was trained with {model.n_ctx_train} tokens of context[/]")
     for note in (*made.memory.notes, *made.speed.notes, *made.quality.notes):
         out.print(f"[dim]note: {escape(note)}[/]")

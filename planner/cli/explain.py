@@ -29,9 +29,12 @@ def command(model: str, as_json: bool, **given: Any) -> int:
     """Print where each number of an estimate of MODEL comes from: terms, basis, source."""
     from planner import methods
     from planner.cli.estimate import show
-    from planner.workflow.estimates import computed_case
+    from planner.workflow.estimates import computed_case, usual_context
 
-    computed = computed_case(case_of(model, given))
+    case = case_of(model, given)
+    if not {"context", "depth"} & set(case):  # then it explains what `recommend` says
+        case["context"] = usual_context(model)
+    computed = computed_case(case)
     spec, variant, placement, hardware, made = computed
     kernel = methods.get(variant.method).kernel(spec, variant, placement, hardware)
     explained = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from planner.cli.options import json_option
-from planner.cli.output import console, print_json, table
+from planner.cli.output import console, facts, print_json, table
 from planner.core.errors import Exit
 from planner.core.units import format_count
 
@@ -23,10 +23,7 @@ def command(name: str | None, as_json: bool) -> int:
         if as_json:
             print_json({"format_version": FORMAT_VERSION, **shown})
         else:
-            rows = table("", "")
-            for key, value in shown.items():
-                rows.add_row(key, str(value))
-            console().print(rows)
+            console().print(facts((key.replace("_", " "), _said(value)) for key, value in shown.items()))
         return Exit.DONE
     from planner.models import catalog
 
@@ -42,3 +39,14 @@ def command(name: str | None, as_json: bool) -> int:
         rows.add_row(entry.name, entry.family, size, entry.license or "-", entry.hub_id or "-")
     console().print(rows)
     return Exit.DONE
+
+
+def _said(value: object) -> str:
+    """A value of a model's document for a person."""
+    if isinstance(value, dict):
+        return " · ".join(str(part) for part in value.values() if part is not None)
+    if isinstance(value, list):
+        return "; ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else "unknown" if value is None else str(value)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from rich.console import Console
+    from rich.table import Table as Grid
 
     from planner.cli.tables import Table
 
@@ -42,3 +43,16 @@ def escape(text: str) -> str:
     from rich.markup import escape as escaped
 
     return escaped(text)
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> Grid:
+    """Names with what is known under them, one a line, without a heading; a long value goes on in its own column."""
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in rows:
+        grid.add_row(Text(f" {name}"), Text(value))
+    return grid

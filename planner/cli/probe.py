@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from planner.cli.options import existing, json_option, profile_option
-from planner.cli.output import console, escape, print_json, table
+from planner.cli.output import console, escape, facts, print_json
 from planner.core.errors import Exit
 from planner.core.units import format_bytes
 
@@ -44,19 +44,17 @@ def show(hardware: HardwareProfile) -> None:
     out = console()
     out.print(f"[bold]{escape(hardware.name)}[/]  {hardware.os}  [dim]identity {hardware.identity()}[/]")
     cpu, memory = hardware.cpu, hardware.memory
-    rows = table("", "")
-    for gpu in hardware.gpus:
-        rows.add_row("GPU", _gpu_line(gpu))
-    rows.add_row("CPU", f"{cpu.model} ({cpu.architecture})")
-    rows.add_row("cores", _cores_line(hardware))
-    rows.add_row("SIMD", " ".join(cpu.simd) or "unknown")
-    rows.add_row("RAM", f"{format_bytes(memory.total_bytes)}, {format_bytes(memory.usable_bytes())} usable")
+    rows = [("GPU", _gpu_line(gpu)) for gpu in hardware.gpus]
+    rows.append(("CPU", f"{cpu.model} ({cpu.architecture})"))
+    rows.append(("cores", _cores_line(hardware)))
+    rows.append(("SIMD", " ".join(cpu.simd) or "unknown"))
+    rows.append(("RAM", f"{format_bytes(memory.total_bytes)}, {format_bytes(memory.usable_bytes())} usable"))
     if memory.limit_bytes is not None:
-        rows.add_row("limit", f"{format_bytes(memory.limit_bytes)} (control group)")
-    rows.add_row("bandwidth", _bandwidth(memory.bandwidth_bytes_per_second, memory.bandwidth_basis))
+        rows.append(("limit", f"{format_bytes(memory.limit_bytes)} (control group)"))
+    rows.append(("bandwidth", _bandwidth(memory.bandwidth_bytes_per_second, memory.bandwidth_basis)))
     if hardware.disk is not None:
-        rows.add_row("disk", f"{format_bytes(hardware.disk.free_bytes)} free at {hardware.disk.path}")
-    out.print(rows)
+        rows.append(("disk", f"{format_bytes(hardware.disk.free_bytes)} free at {hardware.disk.path}"))
+    out.print(facts(rows))
     for note in hardware.notes:
         out.print(f"[dim]note: {escape(note)}[/]")
 

@@ -49,7 +49,7 @@ def busy_notes(speed: SpeedTrial) -> list[str]:
             name = TITLES[quantity].partition(",")[0]
             forgotten = "" if share >= REMEMBER_SHARE else " and is not remembered"
             notes.append(
-                f"other programs were busy: {speed.runtime} {verb} {share:.0%} of its {speed.threads} cores while {name} "
-                f"was measured, so it is lower than this machine's{forgotten}"
+                f"other programs were busy: {speed.runtime} {verb} {share:.0%} of its {speed.threads} cores while "
+                f"{name} was measured, so it is lower than this machine's{forgotten}"
             )
     return notes

@@ -96,6 +96,15 @@ def _resolved(name: str) -> ModelSpec:
     return models.resolve(name)
 
 
+def usual_context(name: str) -> int:
+    """Tokens of context that a recommendation for this model begins with: no more than it was trained with.
+
+    Raises:
+        QplanError: no model has this name, or its files are unreadable.
+    """
+    return min(DEFAULT_CONTEXT, _resolved(name).n_ctx_train)
+
+
 @lru_cache(maxsize=512)
 def _of_size(params: float, active: float | None) -> ModelSpec:
     from planner.models.size_model import spec_from_parameters
