@@ -134,6 +134,13 @@ def test_a_bad_line_gets_its_error_and_the_rest_go_on(line: str, code: str) -> N
     assert answers[1]["id"] == "good" and len(answers) == 2
 
 
+def test_a_case_with_a_number_that_is_none_keeps_its_id() -> None:
+    lines = ['{"id": 7, "model": "llama-2-7b", "context": NaN}', '{"id": -Infinity, "model": "llama-2-7b"}']
+    first, second = estimate_batch(lines)
+    assert first["id"] == 7 and "`context` is NaN" in first["error"]["message"]
+    assert second["id"] is None and second["error"]["code"] == "bad-json"
+
+
 def test_null_is_the_default_of_every_key() -> None:
     """Tables exported as JSON write null where a cell is empty."""
     plain = {"id": 1, "model": "llama-2-7b", "device": "GeForce RTX 4090"}

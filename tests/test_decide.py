@@ -125,6 +125,15 @@ def test_a_rejection_says_that_sharing_with_the_ram_was_tried_too() -> None:
     assert not any("left in RAM" in r.reason for r in on_gpu_alone.rejected)
 
 
+def test_for_memory_the_size_counts_where_the_gpu_is_full_whatever_the_type() -> None:
+    """The fullest device is 22 GiB of any of them: it chose 38.6 GiB of Q4_K_M where `balanced` chose 34.3 GiB."""
+    least = decided("llama-2-70b", "rtx-4090", objective="memory", context=4096).chosen
+    balanced = decided("llama-2-70b", "rtx-4090", context=4096).chosen
+    assert least is not None and balanced is not None
+    assert least.placement.gpu_layers < 81, "it is parted between GPU and RAM"
+    assert least.estimate.size.file_bytes < balanced.estimate.size.file_bytes
+
+
 def test_limits_are_kept() -> None:
     least = decided("llama-2-13b", "laptop-16gb", min_decode_tokens_per_second=1000.0)
     assert least.chosen is None

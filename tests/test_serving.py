@@ -37,6 +37,7 @@ from planner.serve.run import check_port
 from planner.workflow.planning import load_plan
 from planner.workflow.serve_target import Options
 from planner.workflow.serving import prepare
+from planner.workflow.verifying import artifact_of
 from tests.conftest import Qplan, hear_ctrl_c
 from tests.verify_fixtures import write_tiny_llama
 
@@ -387,6 +388,8 @@ def test_the_folder_of_a_run_is_served_as_its_plan_says_wherever_the_plan_lies(
     for target in (run, run / "report.json"):
         service = prepare(target, Options(), to_run=False).service
         assert service.target == str(run / plan["artifact"]) and service.placement == load_plan(applied_plan).placement
+        found, artifact = artifact_of(target, None)
+        assert found == load_plan(applied_plan) and artifact == run / plan["artifact"]
     (run / "report.json").write_text(json.dumps({**report, "plan": {**plan, "artifact": "../x.gguf"}}))
     assert isinstance(refused(run), InputError), "an edited plan is passed over, and the file itself is no model"
 

@@ -25,11 +25,12 @@ COLOURS = {True: "green", False: "red", None: "yellow"}
 @click.argument("file")
 @json_option
 def command(file: str, as_json: bool) -> int:
-    """Print the plan or report FILE for a person."""
+    """Print the plan or report FILE for a person; the folder of a run stands for its report."""
     from planner.core.codec import read_json
     from planner.workflow.planning import load_plan
+    from planner.workflow.reporting import run_report
 
-    path = existing(file)
+    path = run_report(existing(file))
     document = read_json(path)
     if isinstance(document, dict) and "verdicts" in document:
         check_report(document, path)

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 import click
 
 from planner.cli.options import Finite, existing, json_option
 from planner.cli.output import print_json
 from planner.core.errors import Exit
-
-if TYPE_CHECKING:
-    from planner.core.plan import Plan
 
 
 @click.command("verify")
@@ -27,17 +21,15 @@ if TYPE_CHECKING:
 def command(
     target: str, reference: str | None, text: str | None, output: str | None, seconds: float, as_json: bool
 ) -> int:
-    """Measure a GGUF file, a checkpoint directory or the artifact of a plan, and print predicted beside measured.
+    """Measure a GGUF file, a checkpoint directory or the artifact of a plan or run, and print predicted beside measured.
 
     What is measured is remembered and used by the next estimate on this machine.
     """
     from planner.cli.apply import Watching
     from planner.cli.show import show_report
-    from planner.workflow.verifying import verify
+    from planner.workflow.verifying import artifact_of, verify
 
-    path = existing(target)
-    plan = _plan(path) if path.suffix == ".json" else None
-    artifact = path if plan is None else (existing(output) if output else path.absolute().parent) / plan.artifact
+    plan, artifact = artifact_of(existing(target), existing(output) if output else None)
     with Watching() as watcher:
         outcome = verify(
             artifact,
@@ -49,9 +41,3 @@ def command(
         )
     print_json(outcome.report) if as_json else show_report(outcome.report)
     return Exit.DONE if outcome.ok else Exit.OUTSIDE
-
-
-def _plan(path: Path) -> Plan:
-    from planner.workflow.planning import load_plan
-
-    return load_plan(path)

@@ -62,9 +62,16 @@ def quality_ratio(candidate: Candidate) -> float:
 
 
 def memory_bytes(candidate: Candidate) -> int:
-    """Memory of the fullest device; devices are never added up."""
+    """Memory of the fullest device; of a model parted between GPUs and RAM, its weights and KV cache.
+
+    A parted model fills the GPUs to the brim whatever its size, so their memory would say nothing of it.
+    """
     used = candidate.estimate.memory
-    return max(device.needed_bytes for device in (*used.devices, used.host))
+    places = (*used.devices, used.host)
+    least = max(device.needed_bytes for device in places)
+    if candidate.placement.gpu_count == 0 or rules.whole_in_vram(candidate):
+        return least
+    return max(least, sum(device.weights_bytes + device.kv_cache_bytes for device in places))
 
 
 def pareto(candidates: tuple[Candidate, ...]) -> tuple[bool, ...]:

@@ -299,6 +299,7 @@ def answer_of(line: str) -> dict[str, Any]:
         case = _parsed(line)
         if not isinstance(case, dict):
             raise UsageError("a case is a JSON object", numbers=f"got {line.strip()[:60]!r}", code="bad-case")
+        _check_numbers(case)
         return estimate_case(case)
     except QplanError as error:
         return _failed(case, error.code, "; ".join(part for part in (error.what, error.numbers, error.hint) if part))
@@ -306,15 +307,21 @@ def answer_of(line: str) -> dict[str, Any]:
 
 def _parsed(line: str) -> object:
     try:
-        return json.loads(line, parse_constant=_no_number)
+        return json.loads(line, parse_constant=_NoNumber)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"not JSON: {error}", code="bad-json") from None
 
 
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no JSON number")
+class _NoNumber(str):
+    """``NaN`` or ``Infinity``: no JSON, but the rest of the line can be read, and with it the case's ``id``."""
+
+
+def _check_numbers(case: Case) -> None:
+    for key, value in case.items():
+        if isinstance(value, _NoNumber):
+            raise UsageError(f"not JSON: `{key}` is {value}, which is no JSON number", code="bad-json")
 
 
 def _failed(case: object, code: str, message: str) -> dict[str, Any]:
-    name = case.get("id") if isinstance(case, dict) else None
+    name = case.get("id") if isinstance(case, dict) and not isinstance(case.get("id"), _NoNumber) else None
     return {"id": name, "error": {"code": code, "message": message}}

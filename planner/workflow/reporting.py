@@ -118,6 +118,12 @@ def check_page(path: Path) -> None:
         )
 
 
+def run_report(path: Path) -> Path:
+    """The report in ``path`` where that is the folder of a run and no checkpoint itself; else ``path``."""
+    report = path / REPORT
+    return report if path.is_dir() and report.is_file() and not any(path.glob("*.safetensors")) else path
+
+
 def find_report(text: str) -> Path:
     """The ``report.json`` of a run: the file itself, the folder it is in, or the artifact it is about.
 

@@ -17,7 +17,7 @@ from planner.core.plan import Plan
 from planner.core.workload import KV_TYPES, Workload
 from planner.runtimes.service import HOST, PORT, Service, servers
 from planner.workflow.planning import check_hardware, load_plan, plan_of
-from planner.workflow.reporting import REPORT
+from planner.workflow.reporting import run_report
 
 _MOST_DOCUMENTS = 64
 """JSON files beside a report that are looked at for its plan."""
@@ -62,8 +62,7 @@ def service_of(target: Path, options: Options, here: HardwareProfile, *, to_run:
 
 
 def _found(target: Path, options: Options, here: HardwareProfile, *, to_run: bool) -> Service:
-    if target.is_dir() and (target / REPORT).is_file() and not any(target.glob("*.safetensors")):
-        target = target / REPORT  # the folder of a run
+    target = run_report(target)
     if target.suffix == ".json":
         document = read_json(target)
         if isinstance(document, dict) and "verdicts" in document:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.core.candidate import Candidate, KernelUse, Placement, Variant
-from planner.core.errors import MissingDependency, QplanError
+from planner.core.codec import read_json
+from planner.core.errors import InputError, MissingDependency, QplanError
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import Measurement
 from planner.core.model import ModelSpec, shape_sha256
@@ -23,7 +24,7 @@ from planner.methods.common import products
 from planner.runtimes import kernels
 from planner.verify.trial import VLLM
 from planner.workflow import reporting
-from planner.workflow.planning import check_hardware
+from planner.workflow.planning import check_hardware, plan_of
 from planner.workflow.survey import survey
 
 if TYPE_CHECKING:
@@ -73,6 +74,30 @@ class KernelOptions:
     spare: tuple[tuple[str, str], ...] | None = None
     """In their place where the kernel cannot be compiled; empty: the runtime's own choice."""
     notes: tuple[str, ...] = ()
+
+
+def artifact_of(target: Path, output: Path | None) -> tuple[Plan | None, Path]:
+    """The plan that ``target`` is, or was made by, and the artifact; no plan where ``target`` is an artifact itself.
+
+    Args:
+        target: a plan, a report, the folder of a run, or an artifact.
+        output: where a plan's artifact lies; ``None``: beside the plan or the report.
+
+    Raises:
+        InputError: the document is no plan or report, or the artifact is not there.
+        StalePlan: the plan was edited.
+    """
+    path = reporting.run_report(target)
+    if path.suffix != ".json":
+        return None, path
+    document = read_json(path)
+    of_report = isinstance(document, dict) and "verdicts" in document
+    plan = plan_of(document.get("plan") if of_report else document, str(path))
+    artifact = (output or path.absolute().parent) / plan.artifact
+    if not artifact.exists():
+        hint = "`qplan apply` makes it; --output DIR says where it lies"
+        raise InputError(f"{artifact} does not exist", hint=hint, code="no-artifact")
+    return plan, artifact
 
 
 def verify(
