@@ -14,9 +14,10 @@ from hypothesis import settings
 
 from planner.core.data import data_path
 
-# The same examples every time, so that a red test is a changed program; `--hypothesis-profile explore` looks further.
-settings.register_profile("repeatable", derandomize=True)
-settings.register_profile("explore", derandomize=False)
+# The same examples every time and no deadline, so that a red test is a changed program and not a busy machine;
+# `--hypothesis-profile explore` looks further.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile("repeatable")
 
 Qplan = Callable[..., subprocess.CompletedProcess[str]]

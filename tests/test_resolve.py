@@ -102,6 +102,15 @@ def test_names_that_lead_nowhere(text: str, code: str) -> None:
     str(error).encode()
 
 
+def test_a_folder_whose_name_cannot_be_printed_is_told_the_character_and_the_way_round(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "two\nlines")
+    with pytest.raises(ModelNotFound) as caught:
+        resolve(str(folder))
+    assert "U+000A" in caught.value.numbers and "link" in caught.value.hint
+    (tmp_path / "link").symlink_to(folder)
+    assert resolve(str(tmp_path / "link")).parameter_count > 0
+
+
 def test_the_nearest_names_are_in_the_hint() -> None:
     error = error_of("lama2-7b")
     assert isinstance(error, ModelNotFound) and "llama-2-7b" in error.hint

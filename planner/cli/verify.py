@@ -21,7 +21,7 @@ from planner.core.errors import Exit
 def command(
     target: str, reference: str | None, text: str | None, output: str | None, seconds: float, as_json: bool
 ) -> int:
-    """Measure a GGUF file, a checkpoint directory or the artifact of a plan or run, and print predicted beside measured.
+    """Measure a GGUF file, a checkpoint directory or the artifact of a plan or run; print predicted beside measured.
 
     What is measured is remembered and used by the next estimate on this machine.
     """

@@ -43,11 +43,20 @@ def resolve(text: str, *, offline: bool = False) -> ModelSpec:
     """
     text = text.strip()
     if not text or len(text) > MAX_TEXT_LENGTH or not text.isprintable():
-        shown = repr(text[:40]) + ("…" if len(text) > 40 else "")
-        raise ModelNotFound(f"{shown} cannot be a model's name", hint="`qplan models` lists names; a path works too")
+        raise _no_name(text)
     if text == DEMO:
         return _demo()
     return _from_path(text) or _from_name(text) or _from_hub(text, offline) or _not_found(text)
+
+
+def _no_name(text: str) -> ModelNotFound:
+    shown = repr(text[:40]) + ("…" if len(text) > 40 else "")
+    odd = next((character for character in text if not character.isprintable()), None)
+    return ModelNotFound(
+        f"{shown} cannot be a model's name",
+        numbers="" if odd is None else f"U+{ord(odd):04X} in it cannot be printed",
+        hint="`qplan models` lists names; a path works too" + (", through a link of another name" if odd else ""),
+    )
 
 
 def _demo() -> ModelSpec:
