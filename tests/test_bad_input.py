@@ -19,6 +19,7 @@ from planner.core.codec import read_json, write_atomically
 from planner.core.errors import InputError
 from planner.core.workload import Workload
 from planner.execute import preflight
+from planner.workflow import applying
 from planner.workflow.estimates import KEYS, estimate_batch, estimate_file
 from planner.workflow.planning import make_plan, plan_text
 from planner.workflow.recommend import recommend
@@ -222,6 +223,22 @@ def plan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("plan") / "plan.json"
     path.write_text(plan_text(make_plan(recommend("demo", Workload(context=512, types=("Q4_K_M",))))))
     return path
+
+
+def test_a_plan_for_another_machine_makes_no_folder_and_no_environment(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = Workload(context=512, methods=("gptq",), types=("4bit",))
+    path = tmp_path / "plan.json"
+    path.write_text(plan_text(make_plan(recommend("demo", workload, profile="rtx-4090"))))
+
+    def prepared(*_: object, **__: object) -> None:
+        pytest.fail("an environment is prepared for a plan that is refused")
+
+    monkeypatch.setattr(applying.environments, "prepare", prepared)
+    code, error = failure(capsys, "apply", str(path), "--output", str(tmp_path / "out"))
+    assert (code, error["code"]) == (4, "other-machine")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["plan.json"]
 
 
 @pytest.mark.parametrize("below", ["", "sub"])

@@ -97,6 +97,7 @@ def apply(plan: Plan, options: ApplyOptions, watcher: Watcher) -> Outcome:
     """
     output = options.output
     preflight.check_text(options.text)
+    check_hardware(plan, survey(output=output))  # before a folder is made, or an environment of gigabytes
     with runner.locked(output), process.stoppable(options.stop):
         environments.prepare(
             lambda: preflight.check_tools(plan),
