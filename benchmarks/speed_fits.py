@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from speed_rows import Rows, make_rows
+from speed_rows import LOCALSCORE_PROMPTS, Rows, make_rows
 
 from planner.estimate import speed_terms
 from planner.estimate.speed_formula import CPU_LAYER_SECONDS
@@ -16,6 +16,7 @@ from planner.estimate.speed_hardware import CLOCK_GHZ
 from planner.estimate.speed_terms import Case, Roles
 
 TYPES = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "IQ4", "MXFP4", "Q3_K", "IQ3", "Q2_K", "IQ2")
+UBATCH = 512.0  # llama.cpp's default
 GPU_BACKENDS = ("cuda", "rocm", "vulkan", "metal", "sycl")
 Prior = dict[str, tuple[float, float]]
 
@@ -57,6 +58,8 @@ NUISANCE: Prior = {
     r"nuisance\.kind\.(llama-bench|qplan)": (1.0, 1e-3),
     r"nuisance\.launch\..*": (1.5, 0.4),
     r"nuisance\.kind\..*": (1.0, 0.2),
+    # https://github.com/ggml-org/llama.cpp/pull/17906: 1.27 on a Blackwell card by FP4 products alone
+    r"nuisance\.before_fp4": (1.4, 0.2),
     r"nuisance\..*": (1.0, 0.15),
 }
 
@@ -159,22 +162,38 @@ def _gpu_prefill_rows(rows: list[dict[str, object]]) -> Rows:
 
 
 def _gpu_prefill(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
-    x = rows.x
+    seconds = _prompt_seconds(rows.x, rows.x["tokens"], k)
+    mixed = rows.x["mixed"]
+    if mixed.any():  # LocalScore's figure is the mean of the rates of its prompts
+        x = {name: values[mixed] for name, values in rows.x.items()}
+        part = {role: values[mixed] for role, values in k.items()}
+        rates = [1 / _prompt_seconds(x, np.full(len(x["tokens"]), float(n)), part) for n in LOCALSCORE_PROMPTS]
+        seconds[mixed] = 1 / np.mean(rates, axis=0)
+    return seconds
+
+
+def _prompt_seconds(x: dict[str, np.ndarray], tokens: np.ndarray, k: dict[str, np.ndarray]) -> np.ndarray:
+    """Seconds per token of prompts of ``tokens``, which may be others than those the rows were loaded with."""
+    ratio = tokens / x["tokens"]
+    passes = np.ceil(tokens / UBATCH)
+    filled = np.minimum(tokens, UBATCH) / np.minimum(x["tokens"], UBATCH)
+    same = ratio == 1
     seconds = speed_terms.gpu_prefill_seconds(
-        tokens=x["tokens"],
+        tokens=tokens,
         params=x["params"] - x["output_params"],
         expert_params=x["expert_params"],
-        expert_rows=x["expert_rows"],
+        expert_rows=x["expert_rows"] * np.where(same, 1.0, filled),
         layers=x["layers"],
         streamed_bytes=x["streamed"],
-        passes=x["passes"],
-        attention_operations=x["attention"],
+        passes=np.where(same, x["passes"], passes),
+        attention_operations=x["attention"] * ratio**2,
+        attention_scores=x["scores"] * ratio**2,
         bandwidth=x["bandwidth"],
         compute=x["compute"],
         power=x["power"],
         k=k,
     )
-    return sum(seconds) / x["tokens"]
+    return sum(seconds) / tokens
 
 
 # Start of the search: FP16 or INT8 matrix rate reached over the nominal FP32 rate, from one or two rows per chip.
@@ -185,7 +204,8 @@ _MATMUL = {
     "gp100": 0.4,
     "volta": 2.0,
     "turing": 1.75,
-    "(ga100|hopper)": 3.7,  # mma.sync on both: llama.cpp uses none of the wider units of Hopper
+    "ga100": 3.7,
+    "hopper": 2.4,  # mma.sync, which llama.cpp uses, reaches 0.63 of Hopper's peak (arXiv 2402.13499)
     "ampere": 1.75,
     "ada": 1.7,
     "(blackwell|gb100)": 1.9,
@@ -206,7 +226,7 @@ GPU_PREFILL = Fit(
     roles=speed_terms.gpu_prefill_roles,
     seconds=_gpu_prefill,
     always=_gpu_always(
-        ("matmul", "stream", "attention", "pass_seconds", "layer_seconds", "expert_rows", "matmul.chip", "matmul.type")
+        ("matmul", "stream", "attention", "scores", "pass_seconds", "layer_seconds", "expert_rows", "matmul.chip", "matmul.type")
     ),
     priors={
         **{rf"matmul\.chip\.{c}": (v, 0.3) for c, v in _MATMUL.items()},
@@ -221,8 +241,9 @@ GPU_PREFILL = Fit(
         r"matmul\.\w+": (1.0, 0.15),
         r"matmul\.\w+\..*": (1.0, 0.2),
         r"stream\..*": (0.6, 0.3),
-        r"attention\.plain": (0.4, 0.5),
-        r"attention\..*": (0.5, 0.5),
+        r"scores\..*": (0.6, 0.4),
+        r"attention\..*": (0.8, 0.5),
+        r"layer_seconds\.(moe|hybrid|gemma|ultra)": (1.5, 0.4),
         r"layer_seconds\..*": (4e-5, 0.8),
         r"pass_seconds\..*": (5e-4, 0.8),
         r"nuisance\.old_build": (1.3, 0.3),

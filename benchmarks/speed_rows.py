@@ -22,7 +22,13 @@ from planner.models import catalog
 from planner.models.size_model import spec_from_parameters
 
 HYBRID = re.compile(r"qwen3\.[5-9]|qwen3-next|nemotron|lfm2|falcon-h1")
-LOCALSCORE_PROMPT = 800  # mean prompt of its nine tests, 16 to 4096 tokens (https://www.localscore.ai)
+ATTENDING = (("qwen3.", 1 / 4), ("qwen3-next", 1 / 4), ("nemotron", 1 / 8), ("lfm2", 3 / 8))
+"""Share of the layers with attention, where the others are recurrent or convolutions (the models' config.json:
+Qwen3-Next and 3.5 every fourth, Nemotron 3 Nano 6 of 52 and Super 8 of 88, LFM2 1.2B and 8B-A1B 6 of 16 and 24)."""
+LOCALSCORE_PROMPTS = (1024, 4096, 2048, 2048, 1024, 1280, 384, 64, 16)
+"""Tokens of the prompts whose rates LocalScore averages (https://www.localscore.ai/about)."""
+LOCALSCORE_PROMPT = 1024
+"""Their median, where one length stands for them."""
 
 
 @dataclass
@@ -68,6 +74,10 @@ def _old_build(row: dict[str, str]) -> bool:
     return row["date"][:7] <= "2024-06" and not re.search("202[56]", row["date"])
 
 
+def _flash(row: dict[str, str]) -> bool:
+    return row["flash_attention"] not in ("0", "False") and not _old_build(row)
+
+
 def _before_repack(row: dict[str, str]) -> bool:
     """Builds that did not yet interleave these weights for their CPU kernels (Q4_0 from b4200, Q4_K from b4940)."""
     return row["date"][:4] <= "2024" and type_class(row["type"]) in ("Q4_0", "Q4_K", "IQ4", "Q8_0")
@@ -88,6 +98,8 @@ def _nuisances(row: dict[str, str]) -> tuple[str, ...]:
         names.append("nuisance.before_repack")
     if row["gpu_count"] not in ("", "1"):
         names.append("nuisance.layer_split")
+    if "15396" in row["source"] and re.search(r"RTX 50|Blackwell", row["device"]):
+        names.append("nuisance.before_fp4")
     return tuple(names)
 
 
@@ -138,6 +150,7 @@ def _load(row: dict[str, str], deep: float, prompt: float) -> Work:
         depth=round(deep),
         prompt_tokens=round(prompt) if prompt >= 1 else 512,
         ubatch=micro_batch(row),
+        flash_attention=_flash(row),
     )
     if variant is None:  # EXL2, FP8 and others: the weights of the 16-bit model at their own bits
         load = work(model, replace(none.variant("f16"), runtime=row["runtime"]), placement)
@@ -146,9 +159,25 @@ def _load(row: dict[str, str], deep: float, prompt: float) -> Work:
         bits += 0 if row["method"] == "fp8" else _FLAT_BITS
         return replace(load, gpu_bytes=load.gpu_bytes * bits / 16, streamed_bytes=load.streamed_bytes * bits / 16)
     load = work(model, variant, placement)
+    if row["kind"] == "llama-bench" and row["depth"] and float(row["depth"]) > 0:
+        load = replace(load, attention_operations=_deep_attention(model, placement.prompt_tokens, float(row["depth"])))
     if catalog.lookup(row["model"]) is None:  # the name still tells what the size does not
         load = replace(load, hybrid=bool(HYBRID.search(row["model"])), gemma=row["model"].startswith("gemma"))
+        attending = next((share for name, share in ATTENDING if name in row["model"]), 1.0)
+        load = replace(
+            load, attention_operations=load.attention_operations * attending, kv_bytes=load.kv_bytes * attending
+        )
     return _as_measured(row, model, variant, load)
+
+
+def _deep_attention(model: ModelSpec, prompt: int, depth: float) -> float:
+    """Operations of attention over a prompt that llama-bench reads on top of ``depth`` cached tokens."""
+    total, seen = 0.0, depth + prompt / 2
+    for layer in model.attention:
+        if layer.kind in ("full", "sliding"):
+            keys = min(seen, layer.window) if layer.window and layer.kind == "sliding" else seen
+            total += 2 * prompt * keys * layer.head_count * (layer.k_dim + (layer.v_dim or layer.k_dim))
+    return total
 
 
 def _as_measured(row: dict[str, str], model: ModelSpec, variant: Variant, load: Work) -> Work:
@@ -186,7 +215,7 @@ def _parse(row: dict[str, str]) -> dict[str, object]:
         hybrid=load.hybrid,
         gemma=load.gemma,
         ultra=gpu is not None and is_ultra(gpu),
-        flash=row["flash_attention"] not in ("0", "False") and not _old_build(row),
+        flash=_flash(row),
         runtime=row["runtime"],
         method=served_method(row["method"], row["type"]),
     )
@@ -202,6 +231,8 @@ def _parse(row: dict[str, str]) -> dict[str, object]:
         "threads_used": threads if threads == threads else float(hardware.cpu.inference_threads()),
         "all_threads": float(hardware.cpu.inference_threads()),
         "prompt": prompt,
+        # the column says why a prompt's rate is not comparable: a kernel or driver that is gone, a prompt from the cache
+        "prefill_tokens_per_second": "" if row["prefill_condition"] else row["prefill_tokens_per_second"],
         "nuisances": _nuisances(row),
     }
 
@@ -237,10 +268,6 @@ def make_rows(chosen: list[dict[str, object]], rate: str) -> Rows:
     def load(name: str) -> np.ndarray:
         return np.array([float(getattr(w, name)) for w in loads])
 
-    bench = np.array([r["kind"] == "llama-bench" for r in chosen])
-    depth, tokens = np.nan_to_num(column("depth")), column("prompt")
-    # llama-bench with a depth reads its prompt on top of it: each token then sees the depth besides half the prompt
-    deeper = np.where(bench, 1 + depth / np.maximum(tokens / 2, 1), 1.0)
     x = {
         "weight_bytes": load("weight_bytes"),
         "streamed": load("streamed_bytes"),
@@ -252,14 +279,16 @@ def make_rows(chosen: list[dict[str, object]], rate: str) -> Rows:
         "kv_bytes": load("kv_bytes"),
         "query_group": load("query_group"),
         "passes": load("passes"),
-        "attention": load("attention_operations") * np.where(np.isfinite(deeper), deeper, 1.0),
+        "attention": load("attention_operations"),
+        "scores": load("attention_scores"),
         "bandwidth": column("bandwidth"),
         "compute": column("compute"),
         "power": column("power"),
         "matrix": column("matrix"),
         # the tables with a threads column give it for decode; their prompts ran on all cores
         "threads": column("threads_used" if rate.startswith("decode") else "all_threads"),
-        "tokens": tokens,
+        "tokens": column("prompt"),
+        "mixed": np.array([r["kind"] == "localscore" for r in chosen]),
     }
     text = lambda name: [str(r[name]) for r in chosen]  # noqa: E731
     strata = [stratum(r["case"]) for r in chosen]

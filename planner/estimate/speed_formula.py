@@ -183,6 +183,7 @@ def _gpu_prefill(work: Work, variant: Variant, gpu: Gpu, share: float) -> Timing
         streamed_bytes=max(0.0, work.streamed_bytes - work.host_streamed_bytes) * share,
         passes=work.passes,
         attention_operations=work.attention_operations * layers / work.layers,
+        attention_scores=work.attention_scores * layers / work.layers,
         bandwidth=bandwidth,
         compute=compute,
         power=(power := power_ratio(gpu, compute)),

@@ -92,7 +92,7 @@ def _published(row: list[str], at: dict[str, int]) -> Published:
     generated = value("generated_tokens") or 128.0
     return Published(
         decode=value("decode_tokens_per_second"),
-        prefill=value("prefill_tokens_per_second"),
+        prefill=None if row[at["prefill_condition"]] else value("prefill_tokens_per_second"),
         prompt=int(value("prompt_tokens") or 0),
         depth=int(value("depth") or 0) + int(generated / 2 if generated > 1024 else 0),
         source=row[at["source"]],

@@ -42,6 +42,8 @@ class Case:
 
 THREADS = 8.0
 """Threads for which the rate of a CPU's matrix products is fitted."""
+SCORE_BYTES = 16.0
+"""A score without flash attention: written, read and written by the softmax, and read, in FP32."""
 _LEAST_ROWS = 1e-9
 """Keeps the division defined where there are no experts."""
 _WIDE = ("ga100", "hopper")
@@ -153,9 +155,10 @@ def gpu_prefill_roles(case: Case) -> Roles:
         "expert_rows": (f"expert_rows.{b}",),
         "power": ("power",),
         "stream": (f"stream.{b}",),
-        "attention": (f"attention.{b}", *(() if case.flash else ("attention.plain",))),
+        "attention": (f"attention.{b}", f"matmul.chip.{c}"),
+        "scores": (f"scores.{b}",),
         "pass_seconds": (f"pass_seconds.{b}",),
-        "layer_seconds": (f"layer_seconds.{b}",),
+        "layer_seconds": (f"layer_seconds.{b}", *_flags(case, "layer_seconds")),
     }
 
 
@@ -169,6 +172,7 @@ def gpu_prefill_seconds(
     streamed_bytes: float,
     passes: float,
     attention_operations: float,
+    attention_scores: float,
     bandwidth: float,
     compute: float,
     power: float,
@@ -188,6 +192,7 @@ def gpu_prefill_seconds(
         streamed_bytes: weights read per pass; all experts of a mixture.
         passes: micro-batches.
         attention_operations: multiply-adds (counted as two) over the cache, all layers.
+        attention_scores: scores that go through memory, all heads and layers: 0 with flash attention.
         bandwidth: nominal bytes per second.
         compute: nominal FP32 operations per second.
         power: watts per operation, see :func:`planner.estimate.speed_hardware.power_ratio`.
@@ -197,7 +202,8 @@ def gpu_prefill_seconds(
     filling = expert_params * k["expert_rows"] / (expert_rows + _LEAST_ROWS)
     matmul = 2 * (params + filling) * tokens / rate
     stream = passes * streamed_bytes / (bandwidth * k["stream"])
-    attention = attention_operations / (rate * k["attention"])
+    attention = attention_operations / (compute * power ** k["power"] * k["attention"])
+    attention = attention + attention_scores * SCORE_BYTES / (bandwidth * k["scores"])
     launches = passes * (layers * k["layer_seconds"] + k["pass_seconds"])
     return (matmul**2 + stream**2) ** 0.5, attention, launches
 

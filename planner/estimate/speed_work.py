@@ -43,6 +43,9 @@ class Work:
     layer on a GPU whose experts are on the host."""
     attention_operations: float
     """Operations of attention over the prompt, all layers, a multiply-add counted as two."""
+    attention_scores: float = 0.0
+    """Products of a query with a key over the prompt, all heads and layers; without flash attention they go through
+    memory."""
     moe: bool
     hybrid: bool
     gemma: bool
@@ -125,6 +128,16 @@ def _attention_operations(model: ModelSpec, prompt: int) -> float:
 
 
 @lru_cache(_CACHE)
+def _attention_scores(model: ModelSpec, prompt: int) -> float:
+    """Queries x the mean number of keys seen, all heads."""
+    total = 0.0
+    for layer in model.attention:
+        if layer.kind in ("full", "sliding"):
+            total += prompt * prompt / 2 * layer.head_count  # a window masks scores, it saves none without flash
+    return total
+
+
+@lru_cache(_CACHE)
 def _total_bytes(model: ModelSpec, variant: Variant) -> int:
     return sum(get(variant.method).tensor_bytes(model, variant))
 
@@ -161,6 +174,7 @@ def work(model: ModelSpec, variant: Variant, placement: Placement) -> Work:
         host_streamed_bytes=weights.host_streamed_bytes(model, variant, placement, min(prompt, ubatch)),
         crossings=expert_layers + (host_bytes > 0 and 0 < host_layers <= model.n_layer),
         attention_operations=_attention_operations(model, prompt),
+        attention_scores=0.0 if placement.flash_attention else _attention_scores(model, prompt),
         moe=model.mixture is not None,
         hybrid=shape.hybrid,
         gemma=shape.gemma,
