@@ -98,6 +98,8 @@ def _nuisances(row: dict[str, str]) -> tuple[str, ...]:
         names.append("nuisance.before_repack")
     if row["gpu_count"] not in ("", "1"):
         names.append("nuisance.layer_split")
+    if "strix-halo-testing" in row["source"]:  # August 2025, when drivers and kernels for the chip were new
+        names.append("nuisance.early_rdna3.5")
     if "15396" in row["source"] and re.search(r"RTX 50|Blackwell", row["device"]):
         names.append("nuisance.before_fp4")
     return tuple(names)

@@ -149,7 +149,7 @@ def gpu_prefill_roles(case: Case) -> Roles:
             f"matmul.{b}.{c}",
             f"matmul.type.{case.type_class}",
             f"matmul.{b}.type.{case.type_class}",
-            *(("matmul.wide.F16",) if c in _WIDE and case.type_class in ("F16", "BF16") else ()),
+            *((f"matmul.wide.{c}",) if c in _WIDE and case.type_class in ("F16", "BF16") else ()),
             *_flags(case, "matmul"),
         ),
         "expert_rows": (f"expert_rows.{b}",),
