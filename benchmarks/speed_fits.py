@@ -254,6 +254,7 @@ GPU_PREFILL = Fit(
     huber=0.08,
     noise=0.25,
     offsets=True,
+    launch=True,
     split=(-0.7, 0.5, 8),
 )
 
