@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.optimize import least_squares
+from scipy.stats import t as student
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -29,6 +30,9 @@ from planner.estimate.speed_model import generation, labels
 
 FOLDS, SEED = 10, 0
 LEAST_ROWS = 20
+Z80 = 1.2816
+FEW_DEVICES, PRIOR_DEVICES, PRIOR_SPREAD = 5, 3, 0.5
+"""Fewer devices than the first hardly tell how far off the next one is; 0.5 is what CPUs' prompts, on five, reach."""
 Tables = dict[str, dict[str, float | int]]
 _STEP = 1e-5
 LAUNCH = "nuisance.launch."
@@ -155,6 +159,28 @@ def quantiles(r: np.ndarray) -> tuple[float, float]:
     return float(np.quantile(r, 0.1)), float(np.quantile(r, 0.9))
 
 
+def next_device(r: np.ndarray, devices: list[str]) -> tuple[float, float]:
+    """10 % and 90 % quantiles of ``r`` widened for what so few ``devices`` tell of the next one.
+
+    The quantiles grow about their centre as a normal's do by Student's t. Below ``FEW_DEVICES`` they also hold the
+    predictive t of a device's root mean square, with a prior worth ``PRIOR_DEVICES`` devices of ``PRIOR_SPREAD``.
+    """
+    low, high = quantiles(r)
+    names = np.array(devices)
+    count = len(set(devices))
+    enlarged = 1 + 1 / count
+    centre, half = (low + high) / 2, (high - low) / 2
+    half *= float(student.ppf(0.9, max(1, count - 1))) * enlarged**0.5 / Z80
+    low, high = centre - half, centre + half
+    if count < FEW_DEVICES:
+        squares = sum(float(np.mean(r[names == name] ** 2)) for name in set(devices))
+        known = PRIOR_DEVICES + count
+        scale = ((PRIOR_DEVICES * PRIOR_SPREAD**2 + squares) / known * enlarged) ** 0.5
+        reach = float(student.ppf(0.9, known)) * scale
+        low, high = min(low, -reach), max(high, reach)
+    return low, high
+
+
 def judged(rows: Rows) -> np.ndarray:
     """The rows that tell a device's offset: the core ones (llama-bench and alike), all where there are few."""
     return rows.core if rows.core.sum() > 40 else np.ones(len(rows), bool)
@@ -219,13 +245,16 @@ def row_labels(rows: Rows) -> list[tuple[str, ...]]:
     ]
 
 
-def strata(names: list[tuple[str, ...]], r: np.ndarray) -> dict[str, tuple[float, float, int]]:
-    """10 % and 90 % quantiles of the residual per label of at least 20 rows, and over all."""
-    table = {"all": (*quantiles(r), len(r))}
+def strata(
+    names: list[tuple[str, ...]], r: np.ndarray, devices: list[str]
+) -> dict[str, tuple[float, float, int]]:
+    """:func:`next_device` of the residual per label of at least 20 rows, and over all."""
+    table = {"all": (*next_device(r, devices), len(r))}
     for label in sorted({label for row in names for label in row}):
         mine = np.array([label in row for row in names])
         if mine.sum() >= LEAST_ROWS:
-            table[label] = (*quantiles(r[mine]), int(mine.sum()))
+            here = [device for device, chosen in zip(devices, mine, strict=True) if chosen]
+            table[label] = (*next_device(r[mine], here), int(mine.sum()))
     for label in [name for name in table if name.endswith("few")]:  # never narrower than where more is known
         low, high, count = table[label]
         others = table.get(label.removesuffix("few").removesuffix("-"), table["all"])
@@ -240,8 +269,9 @@ def held_out_intervals(rows: Rows, r: np.ndarray) -> np.ndarray:
     for device in sorted(set(devices)):
         mine = devices == device
         if mine.all():  # one device tells nothing of others
-            return np.tile(quantiles(r), (len(rows), 1))
-        table = strata([row for row, away in zip(names, mine, strict=True) if not away], r[~mine])
+            return np.tile(next_device(r, rows.devices), (len(rows), 1))
+        others = rows.take(~mine)
+        table = strata([row for row, away in zip(names, mine, strict=True) if not away], r[~mine], others.devices)
         for i in np.flatnonzero(mine):
             out[i] = next((table[label] for label in names[i] if label in table), table["all"])[:2]
     return out
@@ -294,7 +324,7 @@ def tables_of(model: Model, theta: np.ndarray, r: np.ndarray, *, show: bool) -> 
         "factors": {n: float(np.exp(theta[i])) for n, i in model.names.items() if not n.startswith("nuisance.")},
         "generations": {name: len(devices) for name, devices in sorted(siblings(rows).items())},
     }
-    for label, (low, high, count) in strata(row_labels(rows_j), r_j).items():
+    for label, (low, high, count) in strata(row_labels(rows_j), r_j, rows_j.devices).items():
         tables[f"interval.{label}"] = {"low": low * factor, "high": high * factor, "rows": count}
     if fit.split:
         low, high, count = fit.split

@@ -12,7 +12,7 @@ from speed_rows import LOCALSCORE_PROMPTS, Rows, make_rows
 
 from planner.estimate import speed_terms
 from planner.estimate.speed_formula import CPU_LAYER_SECONDS
-from planner.estimate.speed_hardware import CLOCK_GHZ
+from planner.estimate.speed_hardware import CLOCK_GHZ, MATRIX_SHARE, OTHER_SHARE
 from planner.estimate.speed_terms import Case, Roles
 
 TYPES = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "IQ4", "MXFP4", "Q3_K", "IQ3", "Q2_K", "IQ2")
@@ -197,30 +197,6 @@ def _prompt_seconds(x: dict[str, np.ndarray], tokens: np.ndarray, k: dict[str, n
     return sum(seconds) / tokens
 
 
-# Start of the search: FP16 or INT8 matrix rate reached over the nominal FP32 rate, from one or two rows per chip.
-_MATMUL = {
-    "m5": 1.6,
-    r"m\d": 0.66,
-    "(pascal|tu116)": 0.85,
-    "gp100": 0.4,
-    "volta": 2.0,
-    "turing": 1.75,
-    "ga100": 3.7,
-    "hopper": 2.4,  # mma.sync, which llama.cpp uses, reaches 0.63 of Hopper's peak (arXiv 2402.13499)
-    "ampere": 1.75,
-    "ada": 1.7,
-    "(blackwell|gb100)": 1.9,
-    "spark": 1.3,  # 140 W for GPU and CPU together hold it back: the power factor of a card would be 0.7
-    "orin": 1.5,
-    "rdna2": 0.9,
-    "rdna3": 1.4,
-    r"rdna3\.5": 1.3,
-    "rdna4": 2.6,
-    "cdna": 2.5,
-    "(xe|xe2)": 0.8,
-    "pvc": 0.5,
-}
-
 GPU_PREFILL = Fit(
     name="gpu_prefill",
     select=_gpu_prefill_rows,
@@ -230,8 +206,8 @@ GPU_PREFILL = Fit(
         ("matmul", "stream", "attention", "scores", "pass_seconds", "layer_seconds", "expert_rows", "matmul.chip", "matmul.type")
     ),
     priors={
-        **{rf"matmul\.chip\.{c}": (v, 0.3) for c, v in _MATMUL.items()},
-        r"matmul\.chip\..*": (0.6, 0.4),
+        **{rf"matmul\.chip\.{re.escape(chip)}": (share, 0.3) for chip, share in MATRIX_SHARE.items()},
+        r"matmul\.chip\..*": (OTHER_SHARE, 0.4),
         r"matmul\.type\..*": (1.0, 0.15),
         r"matmul\.wide\.ga100": (1.5, 0.3),
         r"matmul\.wide\.hopper": (2.4, 0.3),  # cuBLAS uses the units that mma.sync leaves idle
@@ -457,7 +433,7 @@ SERVING_PREFILL = Fit(
     seconds=_serving_prefill,
     always=_serving_always,
     priors={
-        r"matmul": (0.35, 0.4),
+        r"matmul": (0.6, 0.3),
         r"matmul\.method\..*": (1.0, 0.2),
         r"matmul\..*": (1.0, 0.2),
         **SERVING_DECODE.priors,

@@ -13,7 +13,7 @@ from planner.core.candidate import Placement, Variant
 from planner.core.data import read_table
 from planner.core.devices import hardware_from_device
 from planner.core.model import ModelSpec
-from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class, is_ultra, power_ratio
+from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class, is_ultra, power_ratio, served_matrix_rate
 from planner.estimate.speed_model import stratum
 from planner.estimate.speed_terms import Case, served_method, type_class
 from planner.estimate.speed_work import Work, work
@@ -229,7 +229,7 @@ def _parse(row: dict[str, str]) -> dict[str, object]:
         "bandwidth": (gpu.bandwidth_bytes_per_second if gpu else hardware.memory.bandwidth_bytes_per_second),
         "compute": (compute_rate(gpu, chip) if gpu else None),
         "power": (power_ratio(gpu, compute_rate(gpu, chip) or 0.0) if gpu and compute_rate(gpu, chip) else 1.0),
-        "matrix": gpu.fp16_flops_per_second if gpu else None,
+        "matrix": served_matrix_rate(gpu) if gpu else None,
         "threads_used": threads if threads == threads else float(hardware.cpu.inference_threads()),
         "all_threads": float(hardware.cpu.inference_threads()),
         "prompt": prompt,

@@ -46,6 +46,40 @@ CLOCK_GHZ = {
 # Dense FP16 matrix rate over nominal FP32 rate, for devices whose core count is not published (H20, Instinct).
 _MATRIX_RATIO = {"hopper": 17.7, "ga100": 16.0, "cdna": 8.0, "volta": 8.0, "gb100": 30.0}
 
+MATRIX_SHARE = {
+    **dict.fromkeys(("m1", "m2", "m3", "m4"), 0.66),
+    "m5": 1.6,
+    "pascal": 0.85,
+    "tu116": 0.85,
+    "gp100": 0.4,
+    "volta": 2.0,
+    "turing": 1.75,
+    "ga100": 3.7,
+    "hopper": 2.4,  # llama.cpp's products of quantized weights use mma.sync, which leaves a part of the units idle
+    "ampere": 1.75,
+    "ada": 1.7,
+    "blackwell": 1.9,
+    "gb100": 1.9,
+    "spark": 1.3,  # 140 W for GPU and CPU together hold it back: the power factor of a card would be 0.7
+    "orin": 1.5,
+    "rdna2": 0.9,
+    "rdna3": 1.4,
+    "rdna3.5": 1.3,
+    "rdna4": 2.6,
+    "cdna": 2.5,
+    "xe": 0.8,
+    "xe2": 0.8,
+    "pvc": 0.5,
+}
+"""Matrix rate that prompts reach over the nominal FP32 rate, from one or two published rows per chip: where the fit of
+``gpu_prefill`` starts."""
+OTHER_SHARE = 0.6
+
+_WIDE = ("ga100", "hopper", "gb100", "cdna")
+"""Data-center chips whose vendors' libraries reach the nominal rate of the matrix units in FP16."""
+_POWER_EXPONENT = 0.4
+"""How the matrix rate grows with :func:`power_ratio`, as ``gpu_prefill`` is fitted."""
+
 REFERENCE_WATTS = 10.0
 """Watts per nominal FP32 TFLOP/s to which :func:`power_ratio` is 1: about a GeForce RTX 3090."""
 
@@ -109,6 +143,20 @@ def compute_rate(gpu: Gpu, chip: str) -> float | None:
     if gpu.fp16_flops_per_second:
         return gpu.fp16_flops_per_second / _MATRIX_RATIO.get(chip, 2.0)
     return None
+
+
+def served_matrix_rate(gpu: Gpu) -> float | None:
+    """FP16 operations per second that products in a serving runtime can reach; ``None`` where nothing is known.
+
+    The nominal rate, but on cards no more than what prompts in 16 bits reach in llama.cpp: a professional Ada is no
+    faster than a GeForce of the same power, whose nominal rate is half.
+    """
+    chip, nominal = chip_class(gpu), gpu.fp16_flops_per_second
+    compute = compute_rate(gpu, chip)
+    if compute is None or (chip in _WIDE and nominal):
+        return nominal
+    reached = compute * MATRIX_SHARE.get(chip, OTHER_SHARE) * power_ratio(gpu, compute) ** _POWER_EXPONENT
+    return min(nominal, reached) if nominal else reached
 
 
 def power_ratio(gpu: Gpu, compute: float) -> float:

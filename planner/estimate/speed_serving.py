@@ -7,6 +7,7 @@ from dataclasses import replace
 from planner.core.candidate import Variant
 from planner.core.hardware import Gpu
 from planner.estimate import speed_terms, speed_torch_cpu
+from planner.estimate.speed_hardware import served_matrix_rate
 from planner.estimate.speed_model import coefficients, document
 from planner.estimate.speed_site import Site, Timing, gpu_case
 from planner.estimate.speed_terms import Case
@@ -65,7 +66,8 @@ def prefill(work: Work, variant: Variant, where: Site) -> Timing | None:
     if not where.gpus and variant.runtime == "transformers":
         return speed_torch_cpu.prefill(work, variant, where)
     gpu = where.gpus[0] if where.gpus else None
-    if gpu is None or not gpu.bandwidth_bytes_per_second or not gpu.fp16_flops_per_second:
+    matrix = served_matrix_rate(gpu) if gpu else None
+    if gpu is None or not gpu.bandwidth_bytes_per_second or not matrix:
         return None
     case = _case(work, variant, gpu)
     k = coefficients("serving_prefill", case)
@@ -76,7 +78,7 @@ def prefill(work: Work, variant: Variant, where: Site) -> Timing | None:
         layers=work.layers,
         attention_operations=work.attention_operations,
         bandwidth=gpu.bandwidth_bytes_per_second,
-        matrix=gpu.fp16_flops_per_second,
+        matrix=matrix,
         k=k,
     )
     ways = _parallel(where)
@@ -84,7 +86,7 @@ def prefill(work: Work, variant: Variant, where: Site) -> Timing | None:
         seconds=(matmul + attention) / ways + launches,
         terms=(
             ("prompt", float(work.prompt), "tokens"),
-            ("arithmetic rate", gpu.fp16_flops_per_second * k["matmul"], "FLOP/s"),
+            ("arithmetic rate", matrix * k["matmul"], "FLOP/s"),
             ("matrix products", matmul / ways, "s"),
             ("attention", attention / ways, "s"),
             ("kernel launches", launches, "s"),

@@ -335,7 +335,7 @@ def serving_prefill_seconds(
 ) -> tuple[float, float, float]:
     """Seconds to read a prompt in a GPU serving runtime: (matrix products, attention, launches).
 
-    ``matrix`` is the dense FP16 rate of the matrix units, operations per second.
+    ``matrix`` is the FP16 rate that matrix units can reach, operations per second.
     """
     matmul = 2 * params * tokens / (matrix * k["matmul"])
     stream = weight_bytes / (bandwidth * k["efficiency"])
