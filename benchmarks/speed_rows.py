@@ -15,7 +15,7 @@ from planner.core.devices import hardware_from_device
 from planner.core.model import ModelSpec
 from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class, is_ultra, power_ratio, served_matrix_rate
 from planner.estimate.speed_model import stratum
-from planner.estimate.speed_terms import Case, served_method, type_class
+from planner.estimate.speed_terms import Case, cpu_type_class, served_method, type_class
 from planner.estimate.speed_work import Work, work
 from planner.methods import gguf, none
 from planner.models import catalog
@@ -78,9 +78,10 @@ def _flash(row: dict[str, str]) -> bool:
     return row["flash_attention"] not in ("0", "False") and not _old_build(row)
 
 
-def _before_repack(row: dict[str, str]) -> bool:
-    """Builds that did not yet interleave these weights for their CPU kernels (Q4_0 from b4200, Q4_K from b4940)."""
-    return row["date"][:4] <= "2024" and type_class(row["type"]) in ("Q4_0", "Q4_K", "IQ4", "Q8_0")
+def before_repack(row: dict[str, str]) -> bool:
+    """Builds that did not yet interleave these weights for their CPU kernels (Q4_0 from b4140, Q4_K from b4940)."""
+    kind = cpu_type_class(row["type"])
+    return (kind == "Q4_0" and row["date"] < "2024-11") or (row["date"][:4] <= "2024" and kind in ("Q4_K", "IQ4", "Q8_0"))
 
 
 def _nuisances(row: dict[str, str]) -> tuple[str, ...]:
@@ -94,7 +95,7 @@ def _nuisances(row: dict[str, str]) -> tuple[str, ...]:
             names.append(f"nuisance.launch.localscore.{row['backend']}")
     if row["backend"] == "cpu" and row["kind"] == "community":  # llama-bench, reported by users
         names = []
-    if row["backend"] == "cpu" and row["kind"] == "llama-bench" and _before_repack(row):
+    if row["backend"] == "cpu" and row["kind"] == "llama-bench" and before_repack(row):
         names.append("nuisance.before_repack")
     if row["gpu_count"] not in ("", "1"):
         names.append("nuisance.layer_split")
@@ -212,7 +213,7 @@ def _parse(row: dict[str, str]) -> dict[str, object]:
     case = Case(
         backend=row["backend"],
         chip=chip,
-        type_class=type_class(row["type"]),
+        type_class=(type_class if gpu else cpu_type_class)(row["type"]),
         moe=load.moe,
         hybrid=load.hybrid,
         gemma=load.gemma,

@@ -8,7 +8,7 @@ from planner.core.candidate import Placement, Variant
 from planner.core.hardware import ASSUMED, Cpu, Gpu, HardwareProfile
 from planner.estimate.memory import gpu_shares
 from planner.estimate.speed_hardware import chip_class, cpu_class, is_ultra
-from planner.estimate.speed_terms import Case, type_class
+from planner.estimate.speed_terms import Case, cpu_type_class, type_class
 from planner.estimate.speed_work import Work
 
 Terms = tuple[tuple[str, float, str], ...]
@@ -99,4 +99,4 @@ def gpu_case(work: Work, variant: Variant, gpu: Gpu) -> Case:
 
 def cpu_case(work: Work, variant: Variant, where: Site) -> Case:
     """The coefficients' case of ``variant`` on the host's cores."""
-    return Case(backend="cpu", chip=where.host_class, type_class=type_class(variant.main_type), moe=work.moe)
+    return Case(backend="cpu", chip=where.host_class, type_class=cpu_type_class(variant.main_type), moe=work.moe)

@@ -48,6 +48,10 @@ _LEAST_ROWS = 1e-9
 """Keeps the division defined where there are no experts."""
 _WIDE = ("ga100", "hopper")
 """Chips whose matrix units are 16 times as wide as their FP32 ones: cuBLAS fills them, unpacking kernels do not."""
+_ARM = ("apple", "i8mm", "dotprod", "neon", "inorder")
+_UNPACKED = ("Q2_K", "Q3_K", "Q5_K", "Q6_K", "IQ2", "IQ3")
+"""Types that take many instructions to unpack, more so with vectors of 128 bits, and have no interleaved kernel there:
+a third to a half of an AVX-512 core's rate on an M2 Max, the others 0.5 to 0.8 (ik_llama.cpp's README, 2024-07)."""
 _TYPE_CLASSES = {
     "Q4_K_M": "Q4_K",
     "Q4_K_S": "Q4_K",
@@ -77,6 +81,11 @@ def type_class(name: str) -> str:
     if upper.startswith("IQ4"):
         return "IQ4"
     return _TYPE_CLASSES.get(upper, upper)
+
+
+def cpu_type_class(name: str) -> str:
+    """The kernel class on a CPU, where Q4_1 has no interleaved kernel and is as slow as Q5_0."""
+    return "Q5_0" if name.upper() == "Q4_1" else type_class(name)
 
 
 def _flags(case: Case, prefix: str) -> tuple[str, ...]:
@@ -227,6 +236,7 @@ def cpu_roles(case: Case) -> Roles:
             f"matmul.{c}",
             f"matmul.type.{t}",
             f"matmul.{c}.type.{t}",
+            *(("matmul.unpacked.arm",) if c in _ARM and t in _UNPACKED else ()),
             *(("matmul.moe",) if case.moe else ()),
         ),
         "scaling": ("scaling",),
