@@ -60,6 +60,7 @@ NUISANCE: Prior = {
     r"nuisance\.kind\..*": (1.0, 0.2),
     # https://github.com/ggml-org/llama.cpp/pull/17906: 1.27 on a Blackwell card by FP4 products alone
     r"nuisance\.before_fp4": (1.4, 0.2),
+    r"nuisance\.without_graphs": (2.0, 0.5),
     r"nuisance\.early_rdna3\.5": (1.2, 0.3),
     r"nuisance\..*": (1.0, 0.15),
 }
@@ -410,6 +411,7 @@ SERVING_DECODE = Fit(
         r"efficiency\.[\w-]+": (1.0, 0.15),
         r"efficiency\.[\w-]+\..*": (1.0, 0.2),
         r"layer_seconds\.moe": (1.5, 0.4),
+        r"layer_seconds\.server": (1.3, 0.3),
         r"layer_seconds\.chip\..*": (1.0, 0.2),
         r"layer_seconds\.transformers": (8e-4, 0.5),
         r"layer_seconds\.[\w-]+": (6e-5, 0.6),

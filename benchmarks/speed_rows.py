@@ -99,6 +99,8 @@ def _nuisances(row: dict[str, str]) -> tuple[str, ...]:
         names.append("nuisance.before_repack")
     if row["gpu_count"] not in ("", "1"):
         names.append("nuisance.layer_split")
+    if row["runtime"] == "vllm" and "5c4e69c" in row["source"] and _number(row["prompt_tokens"]) > 8192:
+        names.append("nuisance.without_graphs")  # vLLM 0.4.2 captured graphs for contexts of up to 8192 tokens
     if "strix-halo-testing" in row["source"]:  # August 2025, when drivers and kernels for the chip were new
         names.append("nuisance.early_rdna3.5")
     if "15396" in row["source"] and re.search(r"RTX 50|Blackwell", row["device"]):

@@ -48,6 +48,8 @@ _LEAST_ROWS = 1e-9
 """Keeps the division defined where there are no experts."""
 _WIDE = ("ga100", "hopper")
 """Chips whose matrix units are 16 times as wide as their FP32 ones: cuBLAS fills them, unpacking kernels do not."""
+_SERVERS = ("volta", "ga100", "hopper", "gb100", "cdna")
+"""Chips in servers, whose many cores have a lower clock than a desktop's and start kernels later."""
 _ARM = ("apple", "i8mm", "dotprod", "neon", "inorder")
 _UNPACKED = ("Q2_K", "Q3_K", "Q5_K", "Q6_K", "IQ2", "IQ3")
 """Types that take many instructions to unpack, more so with vectors of 128 bits, and have no interleaved kernel there:
@@ -301,6 +303,7 @@ def serving_roles(case: Case) -> Roles:
             f"layer_seconds.{r}",
             f"layer_seconds.{r}.{m}",
             f"layer_seconds.chip.{c}",
+            *(("layer_seconds.server",) if c in _SERVERS else ()),
             *(("layer_seconds.moe",) if case.moe else ()),
         ),
         "token_seconds": (f"token_seconds.{r}",),
