@@ -55,7 +55,7 @@ class Fit:
 
 
 NUISANCE: Prior = {
-    r"nuisance\.kind\.(llama-bench|qplan)": (1.0, 1e-3),
+    r"nuisance\.kind\.(llama-bench|qplan|server)": (1.0, 1e-3),
     r"nuisance\.launch\..*": (1.5, 0.4),
     r"nuisance\.kind\..*": (1.0, 0.2),
     # https://github.com/ggml-org/llama.cpp/pull/17906: 1.27 on a Blackwell card by FP4 products alone
