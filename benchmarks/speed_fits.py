@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from speed_rows import LOCALSCORE_PROMPTS, Rows, before_repack, make_rows
+from speed_rows import LOCALSCORE_PROMPTS, SERVED_SHARE, Rows, before_repack, make_rows
 
 from planner.estimate import speed_terms
 from planner.estimate.speed_formula import CPU_LAYER_SECONDS
@@ -382,7 +382,7 @@ def _serving_decode(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
     args = {n: rows.x[n] for n in ("weight_bytes", "layers", "bandwidth")}
     copied = np.array([speed_terms.copies_cache(case.runtime) for case in rows.cases])
     kv_bytes = rows.x["kv_bytes"] * np.where(copied, rows.x["query_group"], 1.0)
-    return sum(speed_terms.serving_decode_seconds(**args, kv_bytes=kv_bytes, k=k))
+    return sum(speed_terms.serving_decode_seconds(**args, kv_bytes=kv_bytes, k=k)) + rows.x["prompt_seconds"]
 
 
 def _serving_always() -> list[str]:
@@ -446,7 +446,7 @@ SERVING_PREFILL = Fit(
     seconds=_serving_prefill,
     always=_serving_always,
     priors={
-        r"matmul": (0.6, 0.3),
+        r"matmul": (SERVED_SHARE, 0.3),
         r"matmul\.method\..*": (1.0, 0.2),
         r"matmul\..*": (1.0, 0.2),
         **SERVING_DECODE.priors,

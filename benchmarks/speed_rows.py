@@ -31,6 +31,10 @@ LOCALSCORE_PROMPT = 1024
 """Their median, where one length stands for them."""
 
 
+SERVED_SHARE = 0.6
+"""Share of the matrix rate that prompts reach in serving runtimes: where ``serving_prefill`` starts."""
+
+
 @dataclass
 class Rows:
     """Measurements of one quantity."""
@@ -262,6 +266,16 @@ def _cluster_weights(rows: list[dict[str, object]]) -> np.ndarray:
     return np.array(out)
 
 
+def _prompt_seconds_per_token(row: dict[str, object]) -> float:
+    """What reading the prompt adds to a token where the rate counts the time of both (Qwen's speed benchmarks)."""
+    generated = _number(str(row["generated_tokens"]))
+    if "speed_benchmark" not in str(row["source"]) or not row["matrix"] or not row["prompt"] > 1 or not generated > 0:
+        return 0.0
+    load: Work = row["load"]  # type: ignore[assignment]
+    operations = 2 * load.params * float(row["prompt"]) + load.attention_operations  # type: ignore[arg-type]
+    return operations / (float(row["matrix"]) * SERVED_SHARE) / generated  # type: ignore[arg-type]
+
+
 def make_rows(chosen: list[dict[str, object]], rate: str) -> Rows:
     """``chosen`` as arrays; ``rate`` is the column of tokens per second."""
 
@@ -294,6 +308,7 @@ def make_rows(chosen: list[dict[str, object]], rate: str) -> Rows:
         "threads": column("threads_used" if rate.startswith("decode") else "all_threads"),
         "tokens": column("prompt"),
         "mixed": np.array([r["kind"] == "localscore" for r in chosen]),
+        "prompt_seconds": np.array([_prompt_seconds_per_token(r) for r in chosen]),
     }
     text = lambda name: [str(r[name]) for r in chosen]  # noqa: E731
     strata = [stratum(r["case"]) for r in chosen]
