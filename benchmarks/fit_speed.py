@@ -159,26 +159,29 @@ def quantiles(r: np.ndarray) -> tuple[float, float]:
     return float(np.quantile(r, 0.1)), float(np.quantile(r, 0.9))
 
 
-def next_device(r: np.ndarray, devices: list[str]) -> tuple[float, float]:
+def device_squares(r: np.ndarray, devices: list[str]) -> list[float]:
+    """Mean square residual of each device."""
+    names = np.array(devices)
+    return [float(np.mean(r[names == name] ** 2)) for name in sorted(set(devices))]
+
+
+def next_device(r: np.ndarray, devices: list[str], spread: float = PRIOR_SPREAD) -> tuple[float, float]:
     """10 % and 90 % quantiles of ``r`` widened for what so few ``devices`` tell of the next one.
 
-    The quantiles grow about their centre as a normal's do by Student's t. Below ``FEW_DEVICES`` they also hold the
-    predictive t of a device's root mean square, with a prior worth ``PRIOR_DEVICES`` devices of ``PRIOR_SPREAD``.
+    The quantiles grow about their centre as a normal's do by Student's t. Below ``FEW_DEVICES`` they hold instead the
+    predictive t of a device's root mean square, with a prior worth ``PRIOR_DEVICES`` devices of ``spread``.
     """
     low, high = quantiles(r)
-    names = np.array(devices)
     count = len(set(devices))
     enlarged = 1 + 1 / count
-    centre, half = (low + high) / 2, (high - low) / 2
-    half *= float(student.ppf(0.9, max(1, count - 1))) * enlarged**0.5 / Z80
-    low, high = centre - half, centre + half
     if count < FEW_DEVICES:
-        squares = sum(float(np.mean(r[names == name] ** 2)) for name in set(devices))
         known = PRIOR_DEVICES + count
-        scale = ((PRIOR_DEVICES * PRIOR_SPREAD**2 + squares) / known * enlarged) ** 0.5
+        scale = ((PRIOR_DEVICES * spread**2 + sum(device_squares(r, devices))) / known * enlarged) ** 0.5
         reach = float(student.ppf(0.9, known)) * scale
-        low, high = min(low, -reach), max(high, reach)
-    return low, high
+        return min(low, -reach), max(high, reach)
+    centre, half = (low + high) / 2, (high - low) / 2
+    half *= float(student.ppf(0.9, count - 1)) * enlarged**0.5 / Z80
+    return centre - half, centre + half
 
 
 def judged(rows: Rows) -> np.ndarray:
@@ -248,13 +251,18 @@ def row_labels(rows: Rows) -> list[tuple[str, ...]]:
 def strata(
     names: list[tuple[str, ...]], r: np.ndarray, devices: list[str]
 ) -> dict[str, tuple[float, float, int]]:
-    """:func:`next_device` of the residual per label of at least 20 rows, and over all."""
+    """:func:`next_device` of the residual per label of at least 20 rows, and over all.
+
+    A label of few devices is expected to spread like all devices of the fit, where these are enough to tell.
+    """
     table = {"all": (*next_device(r, devices), len(r))}
+    squares = device_squares(r, devices)
+    spread = float(np.median(squares)) ** 0.5 if len(squares) >= FEW_DEVICES else PRIOR_SPREAD
     for label in sorted({label for row in names for label in row}):
         mine = np.array([label in row for row in names])
         if mine.sum() >= LEAST_ROWS:
             here = [device for device, chosen in zip(devices, mine, strict=True) if chosen]
-            table[label] = (*next_device(r[mine], here), int(mine.sum()))
+            table[label] = (*next_device(r[mine], here, spread), int(mine.sum()))
     for label in [name for name in table if name.endswith("few")]:  # never narrower than where more is known
         low, high, count = table[label]
         others = table.get(label.removesuffix("few").removesuffix("-"), table["all"])

@@ -87,11 +87,10 @@ def _gpu_decode(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
     return sum(speed_terms.gpu_decode_seconds(**args, unpack=unpack, k=k))
 
 
-def _gpu_always(extra: tuple[str, ...]) -> Callable[[], list[str]]:
+def _gpu_always(each: tuple[str, ...], *alone: str) -> Callable[[], list[str]]:
     def names() -> list[str]:
-        return [
-            f"{e}.{c}" for e in extra for c in (CLOCK_GHZ if "chip" in e else TYPES if "type" in e else GPU_BACKENDS)
-        ]
+        found = [f"{e}.{c}" for e in each for c in (CLOCK_GHZ if "chip" in e else TYPES if "type" in e else GPU_BACKENDS)]
+        return [*found, *alone]
 
     return names
 
@@ -198,14 +197,24 @@ def _prompt_seconds(x: dict[str, np.ndarray], tokens: np.ndarray, k: dict[str, n
     return sum(seconds) / tokens
 
 
+_PREFILL_EACH = (
+    "matmul",
+    "stream",
+    "attention",
+    "scores",
+    "pass_seconds",
+    "layer_seconds",
+    "expert_rows",
+    "matmul.chip",
+    "matmul.type",
+)
+
 GPU_PREFILL = Fit(
     name="gpu_prefill",
     select=_gpu_prefill_rows,
     roles=speed_terms.gpu_prefill_roles,
     seconds=_gpu_prefill,
-    always=_gpu_always(
-        ("matmul", "stream", "attention", "scores", "pass_seconds", "layer_seconds", "expert_rows", "matmul.chip", "matmul.type")
-    ),
+    always=_gpu_always(_PREFILL_EACH, "matmul.wide.ga100", "matmul.wide.hopper"),
     priors={
         **{rf"matmul\.chip\.{re.escape(chip)}": (share, 0.3) for chip, share in MATRIX_SHARE.items()},
         r"matmul\.chip\..*": (OTHER_SHARE, 0.4),
@@ -294,6 +303,7 @@ def _cpu_always() -> list[str]:
         "sharpness",
         "efficiency.moe",
         "matmul.moe",
+        "matmul.unpacked.arm",
         *_PREFILL_ALONE,
     ]
 

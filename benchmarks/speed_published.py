@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 from unittest.mock import patch
 
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from fit_speed import held_out_documents, held_sets, nested
-from speed_rows import file_type, load_rows, micro_batch
+from speed_rows import LOCALSCORE_PROMPTS, before_repack, file_type, flash_attention, load_rows, micro_batch
 
 from planner.core.errors import QplanError
 from planner.estimate import speed_model
@@ -88,9 +89,25 @@ def case_of(row: Row) -> dict[str, Any] | None:
             case[key] = int(float(row[name]))
     if row["prompt"] >= 1:
         case["prompt_tokens"] = int(row["prompt"])
-    if row["flash_attention"] in ("0", "False"):
+    if not flash_attention(row):
         case["flash_attention"] = False
     return case
+
+
+def prompt_comparable(row: Row) -> bool:
+    """Whether the prompt was long, on an empty cache, and read by kernels that today's builds still have."""
+    gone = row["stratum"] == "cpu" and before_repack(row)
+    return bool(row["prompt"] >= 64 and not row["depth"].strip("0.") and not gone)
+
+
+def mean_prefill(case: dict[str, Any]) -> dict[str, float]:
+    """What LocalScore averages: the rates of its prompts."""
+    lengths = [estimate_case(case | {"prompt_tokens": n})["speed"] for n in LOCALSCORE_PROMPTS]
+    return {
+        key: fmean(speed[key] for speed in lengths)
+        for key in ("prefill_tokens_per_second", "prefill_low", "prefill_high")
+        if all(speed[key] for speed in lengths)
+    }
 
 
 def answers(rows: list[Row]) -> Iterator[Answer]:
@@ -101,6 +118,8 @@ def answers(rows: list[Row]) -> Iterator[Answer]:
             continue
         try:
             speed = estimate_case(case)["speed"]
+            if row["kind"] == "localscore":
+                speed |= mean_prefill(case)
             if "threads" in case:  # the tables give the threads of decode; prompts ran on all cores
                 every = estimate_case({name: value for name, value in case.items() if name != "threads"})["speed"]
                 speed |= {key: every[key] for key in speed if key.startswith("prefill")}
@@ -109,7 +128,7 @@ def answers(rows: list[Row]) -> Iterator[Answer]:
             continue
         for quantity in ("decode", "prefill"):
             measured, value = row[f"{quantity}_tokens_per_second"], speed[f"{quantity}_tokens_per_second"]
-            asked = quantity == "decode" or (row["prompt"] >= 64 and not row["depth"].strip("0."))
+            asked = quantity == "decode" or prompt_comparable(row)
             if measured and value and asked:
                 low, high = speed[f"{quantity}_low"], speed[f"{quantity}_high"]
                 yield Answer(row, quantity, float(measured), value, low, high)
@@ -156,7 +175,7 @@ def groups_of(row: Row) -> Iterator[str]:
     if row["gpu_count"] not in ("", "1"):
         yield "several GPUs"
         return
-    if row["eligible"] != "1":
+    if row["eligible"] != "1" or row["kind"] == "ik_llama.cpp":
         yield "other rows (few threads, other builds)"
         return
     yield "all"

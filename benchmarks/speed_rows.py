@@ -78,7 +78,8 @@ def _old_build(row: dict[str, str]) -> bool:
     return row["date"][:7] <= "2024-06" and not re.search("202[56]", row["date"])
 
 
-def _flash(row: dict[str, str]) -> bool:
+def flash_attention(row: dict[str, str]) -> bool:
+    """Whether the row was measured with flash attention: builds before mid-2024 ran without, later ones say so."""
     return row["flash_attention"] not in ("0", "False") and not _old_build(row)
 
 
@@ -159,7 +160,7 @@ def _load(row: dict[str, str], deep: float, prompt: float) -> Work:
         depth=round(deep),
         prompt_tokens=round(prompt) if prompt >= 1 else 512,
         ubatch=micro_batch(row),
-        flash_attention=_flash(row),
+        flash_attention=flash_attention(row),
     )
     if variant is None:  # EXL2, FP8 and others: the weights of the 16-bit model at their own bits
         load = work(model, replace(none.variant("f16"), runtime=row["runtime"]), placement)
@@ -224,7 +225,7 @@ def _parse(row: dict[str, str]) -> dict[str, object]:
         hybrid=load.hybrid,
         gemma=load.gemma,
         ultra=gpu is not None and is_ultra(gpu),
-        flash=_flash(row),
+        flash=flash_attention(row),
         runtime=row["runtime"],
         method=served_method(row["method"], row["type"]),
     )

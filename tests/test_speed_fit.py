@@ -17,7 +17,7 @@ from planner.core.hardware import HardwareProfile
 from planner.core.model import ModelSpec
 from planner.estimate import speed_model, speed_terms
 from planner.estimate.speed import speed
-from planner.estimate.speed_hardware import chip_class, cpu_class, power_ratio
+from planner.estimate.speed_hardware import chip_class, cpu_class, power_ratio, served_matrix_rate
 from planner.estimate.speed_model import coefficients, labels, unmeasured_labels
 from planner.estimate.speed_terms import Case
 from planner.estimate.speed_work import work
@@ -98,15 +98,15 @@ def test_prefill_time_grows_with_every_load(
 ) -> None:
     base = {
         "tokens": 512.0, "params": 1.7 * size, "expert_params": share * 1.7 * size, "expert_rows": rows, "layers": 32.0,
-        "streamed_bytes": size, "passes": 1.0, "attention_operations": 1e11, "bandwidth": rate, "compute": 40 * rate,
-        "power": 1.0,
+        "streamed_bytes": size, "passes": 1.0, "attention_operations": 1e11, "attention_scores": 1e9, "bandwidth": rate,
+        "compute": 40 * rate, "power": 1.0,
     }  # fmt: skip
     k = coefficients("gpu_prefill", case)
 
     def seconds(**changes: float) -> float:
         return sum(speed_terms.gpu_prefill_seconds(**(base | changes), k=k))
 
-    for name in ("tokens", "params", "layers", "streamed_bytes", "passes", "attention_operations"):
+    for name in ("tokens", "params", "layers", "streamed_bytes", "passes", "attention_operations", "attention_scores"):
         assert seconds(**{name: base[name] * more}) >= seconds() * (1 - 1e-9), name
     for name in ("bandwidth", "compute", "power", "expert_rows"):
         assert seconds(**{name: base[name] * more}) <= seconds() * (1 + 1e-9), name
@@ -207,6 +207,48 @@ def test_without_flash_attention_a_deep_cache_costs_more() -> None:
     assert plain < flash
     shallow = [decode_of(of("GeForce RTX 4090", "llama-3.1-8b", flash_attention=on)) for on in (False, True)]
     assert shallow[0] == pytest.approx(shallow[1])
+
+
+def test_without_flash_attention_a_long_prompt_is_bound_by_memory() -> None:
+    """Without it 8192 tokens were read at 0.57 (RTX 4090) and 0.63 times (A100) the rate of 512, of 8B in 4 and 16 bits
+    (https://github.com/XiongjieDai/GPU-Benchmarks-on-LLM-Inference)."""
+
+    def ratio(device: str, type_: str, flash: bool) -> float:
+        short, long = (
+            prefill_of(
+                speed(
+                    model_of("llama-3.1-8b"),
+                    gguf(type_),
+                    whole(model_of("llama-3.1-8b"), prompt_tokens=n, flash_attention=flash),
+                    unmeasured(device),
+                )
+            )
+            for n in (512, 8192)
+        )
+        return long / short
+
+    for device, type_, published in (("GeForce RTX 4090", "Q4_K_M", 0.57), ("A100 PCIe 80 GB", "F16", 0.63)):
+        assert ratio(device, type_, flash=False) == pytest.approx(published, rel=0.2)
+        assert ratio(device, type_, flash=True) > 0.8
+
+
+def test_an_interval_knows_how_few_devices_are_behind_it() -> None:
+    """Prompts of served runtimes were timed on two cards: the next may be off by more than those two."""
+    document = speed_model.document()
+    served, gpu = (document[fit]["interval"]["all"] for fit in ("serving_prefill", "gpu_prefill"))
+    assert served["low"] < gpu["low"] and served["high"] > gpu["high"]
+    assert served["high"] < 1.2
+
+
+def test_a_served_prompt_goes_by_what_the_card_s_power_allows() -> None:
+    """An L40S has twice the nominal FP16 rate of an RTX 4090 and three quarters of its power."""
+    professional, game, server = (
+        served_matrix_rate(hardware_from_device(name).gpus[0])
+        for name in ("L40S", "GeForce RTX 4090", "A100 SXM4 80 GB")
+    )
+    assert professional and game and server
+    assert professional < 1.2 * game
+    assert server == hardware_from_device("A100 SXM4 80 GB").gpus[0].fp16_flops_per_second
 
 
 def test_several_gpus_read_a_long_prompt_as_a_pipeline() -> None:
@@ -318,8 +360,12 @@ def test_the_table_says_how_good_it_is() -> None:
         assert all(row["low"] < 0 < row["high"] for row in document[fit]["interval"].values()), fit
     decode, prefill = (document[fit]["cross_validation"] for fit in ("gpu_decode", "gpu_prefill"))
     assert decode["core_median"] <= 0.1 and decode["core_mape"] <= 0.15 and decode["core_within_20"] >= 0.79
-    assert prefill["core_median"] <= 0.12
-    assert decode["all_median"] <= 0.13 and prefill["all_median"] <= 0.14
+    assert prefill["core_median"] <= 0.09 and prefill["core_mape"] <= 0.17 and prefill["core_within_20"] >= 0.78
+    assert decode["all_median"] <= 0.12 and prefill["all_median"] <= 0.11
+    assert document["cpu_prefill"]["cross_validation"]["all_mape"] <= 0.26
+    assert document["serving_decode"]["cross_validation"]["all_median"] <= 0.15
+    for fit in ("cpu_prefill", "serving_decode", "serving_prefill"):  # few devices: rather too wide than too narrow
+        assert document[fit]["cross_validation"]["interval_coverage"] >= 0.8, fit
 
 
 def test_a_batch_case_may_name_the_runtime() -> None:
