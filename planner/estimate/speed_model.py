@@ -57,10 +57,12 @@ def generation(case: Case) -> str:
 def labels(case: Case, siblings: int) -> tuple[str, ...]:
     """Names of the intervals that suit ``case``, most special first; ``siblings`` devices of its generation are known.
 
-    Where there are few, the generation's own factors are hardly known, and the next device lies farther off.
+    Where there are few, the generation's own factors are hardly known, and the next device lies farther off. Mixtures
+    of all back ends tell of mixtures where their own has too few.
     """
     group = stratum(case)
-    return (f"{group}-few", "few", group) if siblings < FEW else (group,)
+    mixtures = ("moe",) if case.moe else ()
+    return (f"{group}-few", *mixtures, "few", group) if siblings < FEW else (group, *mixtures)
 
 
 def unmeasured_labels(fit: str, case: Case) -> tuple[str, ...]:
