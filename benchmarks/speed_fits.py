@@ -222,6 +222,7 @@ GPU_PREFILL = Fit(
         r"matmul\.wide\.ga100": (1.5, 0.3),
         r"matmul\.wide\.hopper": (2.4, 0.3),  # cuBLAS uses the units that mma.sync leaves idle
         r"matmul\.moe": (0.8, 0.3),
+        r"matmul\.moe\..*": (1.0, 0.2),
         r"expert_rows\..*": (32, 0.6),
         r"power": (0.4, 0.5),
         r"matmul\.(hybrid|gemma|ultra)": (0.9, 0.2),

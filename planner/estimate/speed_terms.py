@@ -161,6 +161,7 @@ def gpu_prefill_roles(case: Case) -> Roles:
             f"matmul.type.{case.type_class}",
             f"matmul.{b}.type.{case.type_class}",
             *((f"matmul.wide.{c}",) if c in _WIDE and case.type_class in ("F16", "BF16") else ()),
+            *((f"matmul.moe.{b}",) if case.moe else ()),
             *_flags(case, "matmul"),
         ),
         "expert_rows": (f"expert_rows.{b}",),
