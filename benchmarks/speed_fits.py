@@ -276,6 +276,7 @@ def _cpu_prefill(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
     parts = speed_terms.cpu_prefill_seconds(
         tokens=x["tokens"],
         params=x["params"] - x["output_params"],
+        row_elements=x["row_elements"],
         attention_operations=x["attention"],
         threads=x["threads"],
         streamed_bytes=x["streamed"],
@@ -289,7 +290,7 @@ def _cpu_prefill(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
 CPU_CLASSES = ("avx512", "avx2", "x86", "apple", "i8mm", "dotprod", "neon", "inorder", "riscv")
 
 
-_PREFILL_ALONE = ("scaling", "stream")
+_PREFILL_ALONE = ("row_seconds", "scaling", "stream")
 
 
 def _cpu_always() -> list[str]:
@@ -348,6 +349,7 @@ _CPU_PRIORS: Prior = {
     r"matmul\.i8mm": (1e11, 0.4),
     r"matmul\.dotprod": (1.5e10, 0.4),
     r"matmul\.inorder": (2e9, 0.5),
+    r"row_seconds": (5e-8, 0.8),
     r"scaling": (0.85, 0.1),
     r"stream": (0.6, 0.2),
     r"matmul\.x86": (3e9, 0.5),

@@ -301,6 +301,7 @@ def make_rows(chosen: list[dict[str, object]], rate: str) -> Rows:
         "passes": load("passes"),
         "attention": load("attention_operations"),
         "scores": load("attention_scores"),
+        "row_elements": load("row_elements"),
         "bandwidth": column("bandwidth"),
         "compute": column("compute"),
         "power": column("power"),

@@ -116,7 +116,10 @@ def test_prefill_time_grows_with_every_load(
 @given(chip=st.sampled_from(("avx512", "avx2", "i8mm", "inorder", "riscv", "apple")), threads=st.integers(1, 192))
 def test_a_core_more_never_slows_a_cpu(chip: str, threads: int) -> None:
     case = Case(backend="cpu", chip=chip, type_class="Q4_K")
-    load = {"tokens": 512, "params": 7e9, "attention_operations": 1e12, "streamed_bytes": 4e9, "passes": 1}
+    load = {
+        "tokens": 512, "params": 7e9, "row_elements": 1.3e5, "attention_operations": 1e12, "streamed_bytes": 4e9,
+        "passes": 1,
+    }  # fmt: skip
     k = coefficients("cpu_prefill", case)
     few, more = (
         sum(speed_terms.cpu_prefill_seconds(**load, bandwidth=5e10, threads=n, k=k)) for n in (threads, threads + 1)

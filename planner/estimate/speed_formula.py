@@ -223,9 +223,10 @@ def _cpu_prefill(work: Work, variant: Variant, where: Site, share: float) -> Tim
         return None
     case = cpu_case(work, variant, where)
     k = coefficients("cpu_prefill", case)
-    matmul, attention = speed_terms.cpu_prefill_seconds(
+    matmul, rows, attention = speed_terms.cpu_prefill_seconds(
         tokens=work.prompt,
         params=(work.params - work.output_params) * share,
+        row_elements=work.row_elements * share,
         attention_operations=work.attention_operations * share,
         threads=where.host_threads,
         streamed_bytes=work.streamed_bytes * share,
@@ -235,12 +236,13 @@ def _cpu_prefill(work: Work, variant: Variant, where: Site, share: float) -> Tim
     )
     barriers = work.passes * work.layers * share * CPU_LAYER_SECONDS
     return Timing(
-        seconds=matmul + attention + barriers,
+        seconds=matmul + rows + attention + barriers,
         terms=(
             ("prompt", float(work.prompt), "tokens"),
             ("threads", float(where.host_threads), ""),
             ("host arithmetic rate of 8 threads", speed_terms.THREADS * k["matmul"], "FLOP/s"),
             ("host matrix products", matmul, "s"),
+            ("host rows beside matrix products", rows, "s"),
             ("host attention", attention, "s"),
             ("waiting at barriers", barriers, "s"),
         ),

@@ -242,6 +242,7 @@ def cpu_roles(case: Case) -> Roles:
             *(("matmul.unpacked.arm",) if c in _ARM and t in _UNPACKED else ()),
             *(("matmul.moe",) if case.moe else ()),
         ),
+        "row_seconds": ("row_seconds",),
         "scaling": ("scaling",),
         "stream": ("stream",),
     }
@@ -266,22 +267,26 @@ def cpu_prefill_seconds(
     *,
     tokens: float,
     params: float,
+    row_elements: float,
     attention_operations: float,
     threads: float,
     streamed_bytes: float,
     passes: float,
     bandwidth: float,
     k: dict[str, float],
-) -> tuple[float, float]:
-    """Seconds to read a prompt on a CPU: (matrix products, attention).
+) -> tuple[float, float, float]:
+    """Seconds to read a prompt on a CPU: (matrix products, rows beside them, attention).
 
-    More threads help less and less: barriers, shared caches and a lower clock.
+    More threads help less and less: barriers, shared caches and a lower clock. Beside the products each row is
+    normalized, rotated, gated and quantized, which weighs more the narrower the matrices are.
     """
-    rate = k["matmul"] * THREADS * (threads / THREADS) ** k["scaling"]
+    cores = THREADS * (threads / THREADS) ** k["scaling"]
+    rate = k["matmul"] * cores
     matmul = 2 * params * tokens / rate
     stream = passes * streamed_bytes / (bandwidth * k["stream"])
+    rows = tokens * row_elements * k["row_seconds"] / cores
     # attention runs in FP16/FP32 without the packed kernels: taken at half the rate of the matrix products
-    return (matmul**2 + stream**2) ** 0.5, 2 * attention_operations / rate
+    return (matmul**2 + stream**2) ** 0.5, rows, 2 * attention_operations / rate
 
 
 def served_method(method: str, type_: str) -> str:

@@ -43,6 +43,8 @@ class Work:
     layer on a GPU whose experts are on the host."""
     attention_operations: float
     """Operations of attention over the prompt, all layers, a multiply-add counted as two."""
+    row_elements: float = 0.0
+    """Values of the hidden state that one token passes through, all layers."""
     attention_scores: float = 0.0
     """Products of a query with a key over the prompt, all heads and layers; without flash attention they go through
     memory."""
@@ -174,6 +176,7 @@ def work(model: ModelSpec, variant: Variant, placement: Placement) -> Work:
         host_streamed_bytes=weights.host_streamed_bytes(model, variant, placement, min(prompt, ubatch)),
         crossings=expert_layers + (host_bytes > 0 and 0 < host_layers <= model.n_layer),
         attention_operations=_attention_operations(model, prompt),
+        row_elements=float(model.n_layer * model.n_embd),
         attention_scores=0.0 if placement.flash_attention else _attention_scores(model, prompt),
         moe=model.mixture is not None,
         hybrid=shape.hybrid,
