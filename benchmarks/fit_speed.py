@@ -31,8 +31,9 @@ from planner.estimate.speed_model import generation, labels
 FOLDS, SEED = 10, 0
 LEAST_ROWS = 20
 Z80 = 1.2816
-FEW_DEVICES, PRIOR_DEVICES, PRIOR_SPREAD = 5, 3, 0.35
-"""Fewer devices than the first hardly tell how far off the next one is; 0.35 is wider than what prompts on CPUs and in served runtimes reach."""
+FEW_DEVICES, PRIOR_DEVICES, PRIOR_SPREAD = 5, 3, 0.5
+"""Fewer devices than the first hardly tell how far off the next one is; 0.5 is twice what prompts in served runtimes
+reach on two cards, as neither vLLM nor 16-bit weights are among their rows."""
 Tables = dict[str, dict[str, float | int]]
 _STEP = 1e-5
 LAUNCH = "nuisance.launch."
@@ -248,9 +249,7 @@ def row_labels(rows: Rows) -> list[tuple[str, ...]]:
     ]
 
 
-def strata(
-    names: list[tuple[str, ...]], r: np.ndarray, devices: list[str]
-) -> dict[str, tuple[float, float, int]]:
+def strata(names: list[tuple[str, ...]], r: np.ndarray, devices: list[str]) -> dict[str, tuple[float, float, int]]:
     """:func:`next_device` of the residual per label of at least 20 rows, and over all.
 
     A label of few devices is expected to spread like all devices of the fit, where these are enough to tell.

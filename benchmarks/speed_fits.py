@@ -89,7 +89,9 @@ def _gpu_decode(rows: Rows, k: dict[str, np.ndarray]) -> np.ndarray:
 
 def _gpu_always(each: tuple[str, ...], *alone: str) -> Callable[[], list[str]]:
     def names() -> list[str]:
-        found = [f"{e}.{c}" for e in each for c in (CLOCK_GHZ if "chip" in e else TYPES if "type" in e else GPU_BACKENDS)]
+        found = [
+            f"{e}.{c}" for e in each for c in (CLOCK_GHZ if "chip" in e else TYPES if "type" in e else GPU_BACKENDS)
+        ]
         return [*found, *alone]
 
     return names
@@ -405,7 +407,8 @@ def _serving_always() -> list[str]:
         for r in RUNTIMES
     ]
     bits = [f"layer_seconds.transformers.bitsandbytes{kind}" for kind in ("", "-int8")]
-    return [*names, *bits, "efficiency", "matmul", "layer_seconds.moe", *(f"efficiency.method.{m}" for m in TABLES)]
+    methods = [f"{e}.method.{m}" for e in ("efficiency", "matmul") for m in TABLES]
+    return [*names, *bits, *methods, "efficiency", "matmul", "layer_seconds.moe", "layer_seconds.server"]
 
 
 SERVING_DECODE = Fit(
@@ -460,6 +463,7 @@ SERVING_PREFILL = Fit(
     always=_serving_always,
     priors={
         r"matmul": (SERVED_SHARE, 0.3),
+        r"matmul\.method\.none": (1.0 / SERVED_SHARE, 0.2),  # nothing to unpack: what 16 bits reach in llama.cpp
         r"matmul\.method\..*": (1.0, 0.2),
         r"matmul\..*": (1.0, 0.2),
         **SERVING_DECODE.priors,

@@ -13,7 +13,14 @@ from planner.core.candidate import Placement, Variant
 from planner.core.data import read_table
 from planner.core.devices import hardware_from_device
 from planner.core.model import ModelSpec
-from planner.estimate.speed_hardware import chip_class, compute_rate, cpu_class, is_ultra, power_ratio, served_matrix_rate
+from planner.estimate.speed_hardware import (
+    chip_class,
+    compute_rate,
+    cpu_class,
+    is_ultra,
+    power_ratio,
+    served_matrix_rate,
+)
 from planner.estimate.speed_model import stratum
 from planner.estimate.speed_terms import Case, cpu_type_class, served_method, type_class
 from planner.estimate.speed_work import Work, work
@@ -86,7 +93,9 @@ def flash_attention(row: dict[str, str]) -> bool:
 def before_repack(row: dict[str, str]) -> bool:
     """Builds that did not yet interleave these weights for their CPU kernels (Q4_0 from b4140, Q4_K from b4940)."""
     kind = cpu_type_class(row["type"])
-    return (kind == "Q4_0" and row["date"] < "2024-11") or (row["date"][:4] <= "2024" and kind in ("Q4_K", "IQ4", "Q8_0"))
+    return (kind == "Q4_0" and row["date"] < "2024-11") or (
+        row["date"][:4] <= "2024" and kind in ("Q4_K", "IQ4", "Q8_0")
+    )
 
 
 def _nuisances(row: dict[str, str]) -> tuple[str, ...]:
@@ -241,7 +250,7 @@ def _parse(row: dict[str, str]) -> dict[str, object]:
         "threads_used": threads if threads == threads else float(hardware.cpu.inference_threads()),
         "all_threads": float(hardware.cpu.inference_threads()),
         "prompt": prompt,
-        # the column says why a prompt's rate is not comparable: a kernel or driver that is gone, a prompt from the cache
+        # the column says why a prompt's rate is not comparable: a driver that is gone, a prompt from the cache …
         "prefill_tokens_per_second": "" if row["prefill_condition"] else row["prefill_tokens_per_second"],
         "nuisances": _nuisances(row),
     }
@@ -274,7 +283,8 @@ def _prompt_seconds_per_token(row: dict[str, object]) -> float:
         return 0.0
     load: Work = row["load"]  # type: ignore[assignment]
     operations = 2 * load.params * float(row["prompt"]) + load.attention_operations  # type: ignore[arg-type]
-    return operations / (float(row["matrix"]) * SERVED_SHARE) / generated  # type: ignore[arg-type]
+    # long prompts are multiplied in 16 bits, whatever the weights are kept in
+    return operations / float(row["matrix"]) / generated  # type: ignore[arg-type]
 
 
 def make_rows(chosen: list[dict[str, object]], rate: str) -> Rows:

@@ -251,7 +251,7 @@ def test_a_served_prompt_goes_by_what_the_card_s_power_allows() -> None:
     )
     assert professional and game and server
     assert professional < 1.2 * game
-    assert server == hardware_from_device("A100 SXM4 80 GB").gpus[0].fp16_flops_per_second
+    assert 1.5 * game < server < hardware_from_device("A100 SXM4 80 GB").gpus[0].fp16_flops_per_second
 
 
 def test_several_gpus_read_a_long_prompt_as_a_pipeline() -> None:

@@ -76,7 +76,9 @@ MATRIX_SHARE = {
 OTHER_SHARE = 0.6
 
 _WIDE = ("ga100", "hopper", "gb100", "cdna")
-"""Data-center chips whose vendors' libraries reach the nominal rate of the matrix units in FP16."""
+"""Data-center chips on which the vendors' libraries do better than llama.cpp's kernels."""
+_WIDE_SHARE = 0.65
+"""Share of the nominal FP16 rate that large products reach there. An assumption: no published row shows it."""
 _POWER_EXPONENT = 0.4
 """How the matrix rate grows with :func:`power_ratio`, as ``gpu_prefill`` is fitted."""
 
@@ -148,14 +150,16 @@ def compute_rate(gpu: Gpu, chip: str) -> float | None:
 def served_matrix_rate(gpu: Gpu) -> float | None:
     """FP16 operations per second that products in a serving runtime can reach; ``None`` where nothing is known.
 
-    The nominal rate, but on cards no more than what prompts in 16 bits reach in llama.cpp: a professional Ada is no
-    faster than a GeForce of the same power, whose nominal rate is half.
+    On cards what prompts in 16 bits reach in llama.cpp: a professional Ada is no faster than a GeForce of the same
+    power, whose nominal rate is half.
     """
     chip, nominal = chip_class(gpu), gpu.fp16_flops_per_second
     compute = compute_rate(gpu, chip)
-    if compute is None or (chip in _WIDE and nominal):
-        return nominal
-    reached = compute * MATRIX_SHARE.get(chip, OTHER_SHARE) * power_ratio(gpu, compute) ** _POWER_EXPONENT
+    if nominal and (compute is None or chip in _WIDE):
+        return nominal * _WIDE_SHARE
+    if compute is None:
+        return None
+    reached: float = compute * MATRIX_SHARE.get(chip, OTHER_SHARE) * power_ratio(gpu, compute) ** _POWER_EXPONENT
     return min(nominal, reached) if nominal else reached
 
 
