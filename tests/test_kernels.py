@@ -53,7 +53,7 @@ def used(variant: Variant, profile: str, model: str = "llama-2-13b", gpus: int =
         (bitsandbytes.variant("nf4"), "gtx-1080-ti", "bnb-4bit-cuda"),
         (bitsandbytes.variant("int8"), "t4", "bnb-int8-cuda"),
         (bitsandbytes.variant("int8"), "gtx-1080-ti", "-bnb-int8-cuda-pascal"),
-        (bitsandbytes.variant("nf4"), "laptop-16gb", "bnb-cpu-4bit"),
+        (bitsandbytes.variant("nf4"), "laptop-16gb", "bnb-cpu-4bit-unpacked"),
     ],
 )
 def test_the_kernel_of_a_variant_on_a_machine(variant: Variant, profile: str, kernel: str) -> None:

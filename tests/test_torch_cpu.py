@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner import models
+from planner import methods, models
 from planner.core.candidate import KernelUse, Placement, Rejection, Variant
 from planner.core.data import data_path
 from planner.core.measurement import DECODE, Calibration, Conditions, Measurement
@@ -18,7 +18,7 @@ from planner.core.workload import OBJECTIVES, Workload
 from planner.decide import decide
 from planner.estimate import estimate, torch_cpu
 from planner.estimate.memory import peak_memory_bytes
-from planner.methods import awq, bitsandbytes, gptq, none
+from planner.methods import awq, bitsandbytes, gptq, none, quantizers
 from planner.runtimes import kernels
 from planner.workflow import verifying
 from planner.workflow.estimates import estimate_case
@@ -48,7 +48,8 @@ def on_cpu(name: str, profile: str = "laptop-16gb") -> Variant:
         ("gptq3", "laptop-16gb", "gptqmodel-cpu-torch"),
         ("gptq8", "laptop-16gb", "gptqmodel-cpu-torch"),
         ("awq", "laptop-16gb", "gptqmodel-cpu-awq"),
-        ("nf4", "laptop-16gb", "bnb-cpu-4bit"),
+        ("nf4", "laptop-16gb", "bnb-cpu-4bit-unpacked"),
+        ("nf4", "epyc-9654", "bnb-cpu-4bit"),
         ("int8", "laptop-16gb", "bnb-cpu-int8"),
         ("bf16", "laptop-16gb", "transformers-cpu-float32"),
         ("bf16", "epyc-9654", "transformers-cpu-bf16"),
@@ -71,7 +72,30 @@ def test_every_cpu_row_that_is_predicted_has_coefficients() -> None:
 def test_vllm_gives_way_to_transformers_only_where_there_is_no_gpu() -> None:
     assert kernels.fitting(VARIANTS["awq"], survey("rtx-4090")) == VARIANTS["awq"]
     assert on_cpu("awq").runtime == "transformers"
-    assert on_cpu("nf4") == VARIANTS["nf4"]
+
+
+@pytest.mark.parametrize(
+    ("profile", "dtype"),
+    [
+        ("rtx-4090", "bfloat16"),
+        ("rx-7900-xtx", "bfloat16"),
+        ("t4", "float16"),
+        ("gtx-1080-ti", "float16"),
+        ("epyc-9654", "bfloat16"),
+        ("laptop-16gb", "bfloat16"),
+    ],
+)
+def test_four_bits_multiply_in_what_the_hardware_is_fast_in(profile: str, dtype: str) -> None:
+    asked = Workload(context=2048, methods=("bitsandbytes",), types=("nf4",))
+    here = survey(profile)
+    assert kernels.fitting(VARIANTS["nf4"], here).compute_dtype == dtype
+    wished = dataclasses.replace(VARIANTS["nf4"], compute_dtype="float16")
+    assert kernels.fitting(wished, here) == wished
+    chosen = decide(MODEL, here, asked).chosen
+    if here.gpus and here.gpus[0].vendor == "amd":
+        return  # no kernel of bitsandbytes is known there
+    assert chosen is not None and quantizers.settings(chosen.variant).compute_dtype == dtype
+    assert f"bnb_4bit_compute_dtype=torch.{dtype}" in methods.get("bitsandbytes").commands(MODEL, chosen)["python"]
 
 
 @pytest.mark.parametrize(

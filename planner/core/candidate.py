@@ -37,7 +37,7 @@ class Variant:
     double_quantization: bool = False
     """bitsandbytes: the scales of 4-bit blocks are quantized too."""
     compute_dtype: str | None = None
-    """bitsandbytes: what its 4-bit layers multiply in."""
+    """bitsandbytes: what its 4-bit layers multiply in; ``None``: nobody asked, and no hardware has decided yet."""
     quantizer: str | None = None
     """The program that makes it (``data/quantizers.toml``); ``None`` where the format has one only."""
     recipe: tuple[tuple[str, str], ...] = ()

@@ -37,8 +37,6 @@ SEQUENCE_LENGTHS = (2048, 1024, 512)
 """Tried in turn unless one is asked for. Activations grow with it; instructions with their answers are mostly shorter
 than the first."""
 SHORTEST_HINTED = 64
-BFLOAT16_CAPABILITY = (8, 0)
-"""https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions: bfloat16 from Ampere on."""
 _GPU_BACKENDS = ("cuda", "rocm")
 """What torch calls ``cuda``."""
 
@@ -121,14 +119,8 @@ def base_variant(model: ModelSpec, base: str) -> Variant:
 
 
 def compute_dtype(machine: HardwareProfile, device: str) -> str:
-    """bfloat16 from compute capability 8.0 and on AMD, float16 below and where it is not known, float32 on a CPU."""
-    if device == "cpu":
-        return "float32"
-    gpu = machine.gpus[0]
-    if gpu.backend == "rocm":
-        return "bfloat16"
-    known = tuple(map(int, gpu.compute_capability.split("."))) if gpu.compute_capability else (0, 0)
-    return "bfloat16" if known >= BFLOAT16_CAPABILITY else "float16"
+    """What the GPU multiplies in; float32 on a CPU, where gradients of 16 bits are worth less than they save."""
+    return "float32" if device == "cpu" else kernels.multiplying_dtype(machine)
 
 
 def _largest(

@@ -36,7 +36,7 @@ def variants(model: ModelSpec) -> tuple[Variant, ...]:
 
 
 def variant(type_: str, group_size: int | None = None) -> Variant:
-    """The variant of a type; the block size is fixed by bitsandbytes.
+    """The variant of a type; the block size is fixed by bitsandbytes, and the hardware decides the compute type.
 
     Raises:
         UsageError: bitsandbytes has no such type.
@@ -44,7 +44,7 @@ def variant(type_: str, group_size: int | None = None) -> Variant:
     if type_ not in TYPES:
         raise common.unknown_type("bitsandbytes", type_, TYPES)
     made = Variant(method="bitsandbytes", format="bitsandbytes", runtime="transformers", type=type_)
-    return made if type_ == "int8" else replace(made, double_quantization=True, compute_dtype="bfloat16")
+    return made if type_ == "int8" else replace(made, double_quantization=True)
 
 
 @lru_cache(maxsize=512)

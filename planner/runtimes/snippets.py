@@ -85,5 +85,6 @@ def bitsandbytes_config(service: Service) -> str:
         return "BitsAndBytesConfig(load_in_8bit=True)"
     return (
         f"BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type={service.variant.type!r}, "
-        "bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_use_double_quant=True)"
+        f"bnb_4bit_compute_dtype=torch.{service.variant.compute_dtype or 'bfloat16'}, "
+        f"bnb_4bit_use_double_quant={service.variant.double_quantization})"
     )
