@@ -41,6 +41,7 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, d
     [
         (["recommend"], 2, "usage"),
         (["recommend", "demo", "--threads", "0"], 2, "usage"),
+        (["recommend", "demo", "--max-memory", "0"], 2, "usage"),
         (["recommend", "demo", "--min-decode", "nan"], 2, "usage"),
         (["recommend", "demo", "--min-decode", "inf"], 2, "usage"),
         (["recommend", "demo", "--max-memory", "9" * 400 + "GiB"], 2, "bad-size"),

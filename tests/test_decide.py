@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from planner import models
 from planner.core.candidate import Candidate
 from planner.core.hardware import HardwareProfile
+from planner.core.wording import short_percent
 from planner.core.workload import OBJECTIVES, Workload
-from planner.decide import Decision, decide, rules
+from planner.decide import Decision, decide, explain, rules
 from planner.decide.rank import memory_bytes, pareto, quality_ratio
 from planner.workflow.recommend import recommend
 from planner.workflow.survey import profiles, survey
@@ -222,3 +223,31 @@ def test_nothing_that_fits_is_not_said_to_fit_a_shorter_context() -> None:
     answer = recommend("llama-2-70b", Workload(context_fixed=False), profile="laptop-8gb")
     assert answer.decision.chosen is None and answer.workload.context == 2048
     assert "no context from 4096 down to 2048 tokens is possible; this is for 2048" in answer.notes
+
+
+def test_a_severe_loss_is_said_with_its_source_and_a_smaller_model() -> None:
+    workload = Workload(max_memory_bytes=8 << 30)
+    decision = recommend("qwen3-30b-a3b", workload, profile="laptop-16gb").decision
+    assert decision.chosen is not None and quality_ratio(decision.chosen) > 1.172
+    entry = next(e for e in decision.trace if e.rule == "severe-loss")
+    assert entry.effect in decision.chosen.reasons and "llama.cpp" in entry.source
+    name = decision.chosen.reasons[-1].partition("qplan recommend ")[2].rstrip("`)")
+    smaller = recommend(name, workload, profile="laptop-16gb").decision
+    assert smaller.chosen is not None and "severe-loss" not in spoken(smaller)
+
+
+def test_an_ordinary_loss_is_not_called_severe() -> None:
+    decision = recommend("llama-2-7b", Workload(), profile="laptop-16gb").decision
+    assert decision.chosen is not None and "severe-loss" not in spoken(decision)
+    assert not any("likely better" in reason for reason in decision.chosen.reasons)
+
+
+def test_a_severe_loss_without_a_smaller_model_in_the_table_is_said_in_words() -> None:
+    decision = recommend("mixtral-8x7b", Workload(max_memory_bytes=12 << 30), profile="laptop-16gb").decision
+    assert decision.chosen is not None and "severe-loss" in spoken(decision)
+    assert "a smaller model at about 4 bits" in decision.chosen.reasons[-1]
+
+
+def test_a_change_that_rounds_to_nothing_has_no_minus() -> None:
+    assert (short_percent(0.9998), explain.percent(0.99999)) == ("+0.0", "+0.00 %")
+    assert (short_percent(0.99), short_percent(8.64)) == ("-1.0", "+764")

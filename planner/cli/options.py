@@ -37,6 +37,17 @@ class Bytes(click.ParamType[int]):
         return value if isinstance(value, int) else parse_bytes(value)
 
 
+class Positive(Bytes):
+    """A size above zero."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes of the text."""
+        size = super().convert(value, param, ctx)
+        if size <= 0:
+            raise click.BadParameter(f"{value!r} is not a size above zero", ctx, param)
+        return size
+
+
 class Finite(click.FloatRange):
     """A range of real numbers: click's own lets ``nan`` and ``inf`` pass."""
 
@@ -77,7 +88,7 @@ _WORKLOAD = (
     ),
     click.option("--objective", type=click.Choice(OBJECTIVES), default="balanced", show_default=True),
     click.option("--min-decode", type=Finite(0), metavar="T/S", help="Least decode speed, tokens/s."),
-    click.option("--max-memory", type=Bytes(), metavar="SIZE", help="Most memory on one device, as in 10GiB."),
+    click.option("--max-memory", type=Positive(), metavar="SIZE", help="Most memory on one device, as in 10GiB."),
     click.option("--concurrency", type=click.IntRange(1), default=1, show_default=True, help="Sequences at once."),
     click.option("--methods", metavar="A,B", help="Only these methods (`qplan methods`)."),
     click.option("--types", metavar="A,B", help="Only these types, as in Q4_K_M,Q6_K."),

@@ -84,7 +84,7 @@ def short_rate(value: float) -> str:
 
 def short_percent(ratio: float) -> str:
     """A perplexity ratio as a change in percent for a table: ``+1.2``, ``+764``."""
-    percent = 100 * (ratio - 1)
+    percent = round(100 * (ratio - 1), 1) + 0.0  # no "-0.0"
     return f"{percent:+.1f}" if percent < 100 else f"{percent:+.0f}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from planner.decide import explain, mixture, rank, rules
+from planner.decide import explain, loss, mixture, rank, rules
 from planner.decide.candidates import enumerate_candidates, restricted
 
 if TYPE_CHECKING:
@@ -44,5 +44,6 @@ def decide(
     trace = rules.trace(ranked, spoken, hardware, workload)
     if not ranked:
         return Decision(chosen=None, alternatives=(), rejected=rejected + refused, trace=trace)
+    trace += loss.trace(ranked[0])
     explained = explain.with_reasons(ranked, model, restricted(hardware, workload), workload, calibration)
     return Decision(chosen=explained[0], alternatives=explained[1:], rejected=rejected + refused, trace=trace)

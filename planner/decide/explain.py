@@ -10,7 +10,7 @@ from planner.core.measurement import Calibration
 from planner.core.model import ModelSpec
 from planner.core.units import format_bytes, format_rate
 from planner.core.workload import Workload
-from planner.decide import settings
+from planner.decide import loss, settings
 from planner.decide.rank import memory_bytes, quality_ratio
 from planner.decide.rules import whole_in_vram
 
@@ -36,6 +36,7 @@ def _why(ranked: tuple[Candidate, ...], model: ModelSpec, workload: Workload, ho
         _fit_reason(chosen, model),
         _speed_reason(chosen),
         _quality_reason(chosen),
+        loss.reason(chosen),
         how_set,
     ]
     if chosen.placement.kv_type == "q8_0" and workload.kv_type is None and "KV q8_0" not in how_set:
@@ -94,7 +95,7 @@ def _quality_reason(candidate: Candidate) -> str:
 
 def percent(ratio: float) -> str:
     """A ratio as a signed change: ``1.0123`` → ``+1.23 %``."""
-    return f"{100 * (ratio - 1):+.2f} %"
+    return f"{round(100 * (ratio - 1), 2) + 0.0:+.2f} %"  # no "-0.00"
 
 
 def difference(candidate: Candidate, chosen: Candidate) -> str:

@@ -108,6 +108,26 @@ def mixture_terms() -> MixtureTerms:
     return MixtureTerms(**read_document(TABLE)["mixture"])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SevereLoss:
+    """The loss from which on a smaller model of the family at about 4 bits is the better one."""
+
+    least_loss_percent: float
+    """Of perplexity, over the 16-bit model."""
+    type: str
+    """That the smaller model would have."""
+    bits_per_weight: float
+    """That the type takes, on average over a model."""
+    source: str
+    date: str
+
+
+@cache
+def severe_loss() -> SevereLoss:
+    """The terms of a severe loss."""
+    return SevereLoss(**read_document(TABLE)["severe_loss"])
+
+
 @cache
 def bonus_percent() -> float:
     """What a preference is worth, in percent of perplexity."""

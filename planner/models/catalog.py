@@ -57,6 +57,12 @@ def entries() -> tuple[CatalogEntry, ...]:
     return tuple(_entry(number) for number in range(len(_blocks())))
 
 
+def relatives(family: str) -> tuple[CatalogEntry, ...]:
+    """The rows of one family, in the order of the table; builds only their specs."""
+    line = f'\nfamily = "{family}"\n'
+    return tuple(_entry(number) for number, block in enumerate(_blocks()) if line in block)
+
+
 def entry(name: str) -> CatalogEntry | None:
     """The row of one model by name, alias or hub id; ``None`` if there is none."""
     number = _index().get(name.strip().partition("@")[0].lower())

@@ -16,6 +16,7 @@ from planner.core.workload import KV_TYPES, OBJECTIVES, Workload
 from planner.decide import Decision, decide
 from planner.decide.mixture import ENOUGH_BITS
 from planner.workflow.survey import calibration_of, survey
+from planner.workflow.way_out import with_way_out
 
 _FULL = 0.92
 """Share of a memory limit that the margin leaves to use, less what is not worth a word."""
@@ -92,6 +93,7 @@ def recommend_for(
         decision = decide(model, hardware, tried, calibration)
         if decision.chosen is not None or not any(r.rule == "memory" for r in decision.rejected):
             break
+    decision = with_way_out(decision, model)
     return Recommendation(
         model=model,
         hardware=hardware,
