@@ -11,10 +11,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from planner.cli.output import table
+from planner.cli.recommend import memory_table
 from planner.cli.tables import Table, share
+from planner.core.candidate import Candidate
 from planner.core.measurement import FILE_BYTES, KL_DIVERGENCE, ONE_PASS_RATE, Measurement
+from planner.core.units import format_bytes
 from planner.core.wording import quantity_span, span
+from planner.report.charts import memory_bars
 from planner.store.database import Store
+from planner.workflow.estimates import computed_case
 from planner.workflow.survey import survey
 from tests.conftest import Qplan
 from tests.report_fixtures import write_run
@@ -193,3 +198,19 @@ def test_measurements_are_a_line_each_at_80_columns(qplan: Qplan) -> None:
     assert rate.split()[:2] == ["2026-11-27", "02:07"] and "one pass, weights/s" in rate and "6.5 M" in rate
     assert "KL divergence, nats" in divergence and "0.0059" in divergence
     assert "0.0058 - 0.0061" in qplan("measurements", COLUMNS="120").stdout
+
+
+def test_the_memory_of_a_table_and_of_a_page_adds_up_to_what_must_fit() -> None:
+    """Interleaved weights: a copy that is held, and pages of the file that the system may drop."""
+    case = {"model": "llama-3.1-8b", "method": "gguf", "type": "Q4_0", "profile": "laptop-8gb", "context": 8192}
+    _, variant, placement, _, made = computed_case(case)
+    host = made.memory.host
+    assert host.reclaimable_bytes > 0 and host.total_bytes > (host.capacity_bytes or 0) > host.needed_bytes
+    held = (host.weights_bytes, host.kv_cache_bytes, host.compute_bytes, host.needed_overhead_bytes)
+    assert sum(held) == host.needed_bytes
+    text = "\n".join(printed(memory_table(Candidate(variant=variant, placement=placement, estimate=made)), 100))
+    for size in (*held, host.needed_bytes, host.capacity_bytes):
+        assert format_bytes(size) in text
+    (bar,) = memory_bars([host])
+    assert bar.total == format_bytes(host.needed_bytes) and bar.limit is None
+    assert sum(part.width for part in bar.parts) <= 100

@@ -164,8 +164,8 @@ def quality_line(candidate: Candidate) -> str:
 
 
 def memory_table(candidate: Candidate) -> Table:
-    """Memory per device: weights, KV cache, compute buffers, overhead, total, capacity."""
-    made = table("memory", "weights>", "KV cache>", "compute>", "overhead>", "total>", "usable>")
+    """Memory per device: weights, KV cache, compute buffers, overhead, what is needed in all, capacity."""
+    made = table("memory", "weights>", "KV cache>", "compute>", "overhead>", "needed>", "usable>")
     used = candidate.estimate.memory
     for device in (*used.devices, used.host):
         made.add_row(*_memory_row(device))
@@ -173,11 +173,11 @@ def memory_table(candidate: Candidate) -> Table:
 
 
 def _memory_row(device: DeviceMemory) -> tuple[str, ...]:
-    parts = (device.weights_bytes, device.kv_cache_bytes, device.compute_bytes, device.overhead_bytes)
+    parts = (device.weights_bytes, device.kv_cache_bytes, device.compute_bytes, device.needed_overhead_bytes)
     return (
         device.name,
         *(format_bytes(part) for part in parts),
-        f"[bold]{format_bytes(device.total_bytes)}[/]",
+        f"[bold]{format_bytes(device.needed_bytes)}[/]",
         format_bytes(device.capacity_bytes),
     )
 

@@ -81,6 +81,11 @@ class DeviceMemory:
         return self.total_bytes - self.reclaimable_bytes
 
     @property
+    def needed_overhead_bytes(self) -> int:
+        """The overhead that adds up to :attr:`needed_bytes`: copies of weights stand in for their droppable pages."""
+        return self.overhead_bytes - self.reclaimable_bytes
+
+    @property
     def total_bytes(self) -> int:
         """Everything on this device."""
         return self.weights_bytes + self.kv_cache_bytes + self.compute_bytes + self.overhead_bytes

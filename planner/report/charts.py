@@ -130,24 +130,24 @@ def memory_bars(devices: Iterable[DeviceMemory]) -> tuple[Bar, ...]:
 
 
 def _bar(device: DeviceMemory) -> Bar:
-    whole = max(device.total_bytes, device.capacity_bytes or 0)
+    whole = max(device.needed_bytes, device.capacity_bytes or 0)
     parts = (
         ("weights", "weights", device.weights_bytes),
         ("KV cache", "kv", device.kv_cache_bytes),
         ("compute", "compute", device.compute_bytes),
-        ("overhead", "overhead", device.overhead_bytes),
+        ("overhead", "overhead", device.needed_overhead_bytes),
     )
     shown = tuple(
         Part(name=name, css=css, width=round(100 * size / whole, 2), text=format_bytes(size))
         for name, css, size in parts
         if size
     )
-    over = device.capacity_bytes is not None and device.capacity_bytes < device.total_bytes
+    over = device.capacity_bytes is not None and device.capacity_bytes < device.needed_bytes
     capacity = format_bytes(device.capacity_bytes)
     return Bar(
         name=device.name,
         parts=shown,
-        total=format_bytes(device.total_bytes),
+        total=format_bytes(device.needed_bytes),
         capacity=capacity,
         limit=round(100 * (device.capacity_bytes or 0) / whole, 2) if over else None,
         text=f"{device.name}: {', '.join(f'{p.name} {p.text}' for p in shown)}; {capacity} usable",
