@@ -33,6 +33,12 @@ CPU_LAYER_SECONDS = 39e-6
 """Threads meet at a barrier after every node of the graph: what one layer costs beside its weights. From decoding the
 demo model (6 layers, weights in the L2 cache) as Q8_0 and Q4_K_M with 2 threads of a Xeon (llama-cpp-python 0.3.36,
 2026-11-23). It decides models of a few million parameters and is below 2 % of a token from 1B on."""
+BARRIER_SPREAD = 2.0
+"""What waiting at barriers may be off by, which the scheduler of a shared machine decides: of the demo model 2,290 to
+2,430 tokens/s were predicted, and three 2-core virtual machines gave 1,510 to 2,410, one of them 1,600 and 2,410 within
+an hour (2026-11-27)."""
+WAITING = "waiting at barriers"
+"""The term of it in a :class:`Timing`."""
 
 
 def decode(work: Work, variant: Variant, where: Site) -> Timing | None:
@@ -159,7 +165,7 @@ def _cpu_decode(work: Work, variant: Variant, where: Site, share: float) -> Timi
             ("threads", float(where.host_threads), ""),
             ("host weights", weights, "s"),
             ("host KV cache", cache, "s"),
-            ("waiting at barriers", barriers, "s"),
+            (WAITING, barriers, "s"),
         ),
         bound_by={barriers: "thread barriers", weights: "host bandwidth"}.get(largest, "compute"),
         case=case,
@@ -244,7 +250,7 @@ def _cpu_prefill(work: Work, variant: Variant, where: Site, share: float) -> Tim
             ("host matrix products", matmul, "s"),
             ("host rows beside matrix products", rows, "s"),
             ("host attention", attention, "s"),
-            ("waiting at barriers", barriers, "s"),
+            (WAITING, barriers, "s"),
         ),
         bound_by="compute",
         case=case,
