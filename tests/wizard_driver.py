@@ -40,7 +40,7 @@ def drive(app: Wizard, script: Script, size: tuple[int, int] = (80, 24), *, sett
 
     async def go() -> None:
         async with app.run_test(size=size) as pilot:
-            await (settle(pilot) if settled else pilot.pause(0.15))
+            await (settle(pilot) if settled else drawn(pilot))
             await script(pilot, app)
 
     asyncio.run(asyncio.wait_for(go(), LONGEST_SECONDS))
@@ -57,10 +57,19 @@ async def settle(pilot: Pilot[Any]) -> None:
             return
 
 
+async def drawn(pilot: Pilot[Any]) -> None:
+    """A moment, and until the screen shows something: a busy machine draws a new one late."""
+    await pilot.pause(0.15)
+    for _ in range(200):
+        if text_of(pilot.app).strip():
+            return
+        await pilot.pause(0.03)
+
+
 async def press(pilot: Pilot[Any], *keys: str, settled: bool = True) -> None:
     """Keys, and what comes of them."""
     await pilot.press(*keys)
-    await (settle(pilot) if settled else pilot.pause(0.15))
+    await (settle(pilot) if settled else drawn(pilot))
 
 
 def text_of(app: App[Any]) -> str:
