@@ -175,8 +175,9 @@ def _fitted(load: Work, timing: Timing, where: Site, quantity: str) -> Predictio
     low, high = timing.interval or interval(timing.fit, *(("split",) if timing.split else labels))
     if where.bandwidth_assumed and (timing.split or not where.gpus):
         low, high = low - log(ASSUMED_SPREAD), high + log(ASSUMED_SPREAD)
-    waiting = sum(seconds for name, seconds, _ in timing.terms if name == speed_formula.WAITING) / timing.seconds
-    low, high = low - waiting * log(speed_formula.BARRIER_SPREAD), high + waiting * log(speed_formula.BARRIER_SPREAD)
+    small = sum(seconds for name, seconds, _ in timing.terms if name in speed_formula.SMALL_WORK) / timing.seconds
+    wider = small * log(speed_formula.SMALL_WORK_SPREAD)
+    low, high = low - wider, high + wider
     value *= factor or 1.0
     source = str(document()["source"]) if timing.interval is None else torch_cpu.source()
     if factor is not None:

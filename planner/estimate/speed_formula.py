@@ -33,12 +33,14 @@ CPU_LAYER_SECONDS = 39e-6
 """Threads meet at a barrier after every node of the graph: what one layer costs beside its weights. From decoding the
 demo model (6 layers, weights in the L2 cache) as Q8_0 and Q4_K_M with 2 threads of a Xeon (llama-cpp-python 0.3.36,
 2026-11-23). It decides models of a few million parameters and is below 2 % of a token from 1B on."""
-BARRIER_SPREAD = 2.0
-"""What waiting at barriers may be off by, which the scheduler of a shared machine decides: of the demo model 2,290 to
-2,430 tokens/s were predicted, and three 2-core virtual machines gave 1,510 to 2,410, one of them 1,600 and 2,410 within
-an hour (2026-11-27)."""
-WAITING = "waiting at barriers"
-"""The term of it in a :class:`Timing`."""
+SMALL_WORK_SPREAD = 2.0
+"""What the terms of :data:`SMALL_WORK` may be off by: they are the scheduler's on a shared machine, and few measured
+models are small enough to show them. Of the demo model 2,060 to 2,430 decoded tokens/s and 14,400 of a prompt were
+predicted; three 2-core virtual machines gave 1,120 to 2,410 and 5,300 to 9,200, one of them within two hours
+(2026-11-27)."""
+WAITING, ROWS = "waiting at barriers", "host rows beside matrix products"
+SMALL_WORK = (WAITING, ROWS)
+"""Terms of a CPU's :class:`Timing` that decide small models and hardly count in large ones."""
 
 
 def decode(work: Work, variant: Variant, where: Site) -> Timing | None:
@@ -248,7 +250,7 @@ def _cpu_prefill(work: Work, variant: Variant, where: Site, share: float) -> Tim
             ("threads", float(where.host_threads), ""),
             ("host arithmetic rate of 8 threads", speed_terms.THREADS * k["matmul"], "FLOP/s"),
             ("host matrix products", matmul, "s"),
-            ("host rows beside matrix products", rows, "s"),
+            (ROWS, rows, "s"),
             ("host attention", attention, "s"),
             (WAITING, barriers, "s"),
         ),
