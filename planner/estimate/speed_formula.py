@@ -37,7 +37,7 @@ SMALL_WORK_SPREAD = 2.0
 """What the terms of :data:`SMALL_WORK` may be off by: they are the scheduler's on a shared machine, and few measured
 models are small enough to show them. Of the demo model 2,060 to 2,430 decoded tokens/s and 14,400 of a prompt were
 predicted; three 2-core virtual machines gave 1,120 to 2,410 and 5,300 to 9,200, one of them within two hours
-(2026-11-27)."""
+(2026-11-27). Chosen after those misses, on that one model, and checked on no other."""
 WAITING, ROWS = "waiting at barriers", "host rows beside matrix products"
 SMALL_WORK = (WAITING, ROWS)
 """Terms of a CPU's :class:`Timing` that decide small models and hardly count in large ones."""
