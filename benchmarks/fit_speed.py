@@ -25,12 +25,12 @@ from speed_fits import FITS, Fit
 from speed_rows import Rows, load_rows
 
 from planner.core.data import data_path
+from planner.core.estimates import Z80
 from planner.estimate.speed import LEAST_SPREAD
 from planner.estimate.speed_model import generation, labels
 
 FOLDS, SEED = 10, 0
 LEAST_ROWS = 20
-Z80 = 1.2816
 FEW_DEVICES, PRIOR_DEVICES, PRIOR_SPREAD = 5, 3, 0.5
 """Fewer devices than the first hardly tell how far off the next one is; 0.5 is twice what prompts in served runtimes
 reach on two cards, as neither vLLM nor 16-bit weights are among their rows."""

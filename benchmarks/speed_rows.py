@@ -23,7 +23,7 @@ from planner.estimate.speed_hardware import (
 )
 from planner.estimate.speed_model import stratum
 from planner.estimate.speed_terms import Case, cpu_type_class, served_method, type_class
-from planner.estimate.speed_work import Work, work
+from planner.estimate.speed_work import Work, attention_operations, work
 from planner.methods import gguf, none
 from planner.models import catalog
 from planner.models.size_model import spec_from_parameters
@@ -179,7 +179,9 @@ def _load(row: dict[str, str], deep: float, prompt: float) -> Work:
         return replace(load, gpu_bytes=load.gpu_bytes * bits / 16, streamed_bytes=load.streamed_bytes * bits / 16)
     load = work(model, variant, placement)
     if row["kind"] == "llama-bench" and row["depth"] and float(row["depth"]) > 0:
-        load = replace(load, attention_operations=_deep_attention(model, placement.prompt_tokens, float(row["depth"])))
+        # llama-bench reads its prompt on top of the depth
+        deep_attention = attention_operations(model, placement.prompt_tokens, float(row["depth"]))
+        load = replace(load, attention_operations=deep_attention)
     if catalog.lookup(row["model"]) is None:  # the name still tells what the size does not
         load = replace(load, hybrid=bool(HYBRID.search(row["model"])), gemma=row["model"].startswith("gemma"))
         attending = next((share for name, share in ATTENDING if name in row["model"]), 1.0)
@@ -187,16 +189,6 @@ def _load(row: dict[str, str], deep: float, prompt: float) -> Work:
             load, attention_operations=load.attention_operations * attending, kv_bytes=load.kv_bytes * attending
         )
     return _as_measured(row, model, variant, load)
-
-
-def _deep_attention(model: ModelSpec, prompt: int, depth: float) -> float:
-    """Operations of attention over a prompt that llama-bench reads on top of ``depth`` cached tokens."""
-    total, seen = 0.0, depth + prompt / 2
-    for layer in model.attention:
-        if layer.kind in ("full", "sliding"):
-            keys = min(seen, layer.window) if layer.window and layer.kind == "sliding" else seen
-            total += 2 * prompt * keys * layer.head_count * (layer.k_dim + (layer.v_dim or layer.k_dim))
-    return total
 
 
 def _as_measured(row: dict[str, str], model: ModelSpec, variant: Variant, load: Work) -> Work:

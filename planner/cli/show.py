@@ -28,11 +28,11 @@ def command(file: str, as_json: bool) -> int:
     """Print the plan or report FILE for a person; the folder of a run stands for its report."""
     from planner.core.codec import read_json
     from planner.workflow.planning import load_plan
-    from planner.workflow.reporting import run_report
+    from planner.workflow.reporting import is_report, run_report
 
     path = run_report(existing(file))
     document = read_json(path)
-    if isinstance(document, dict) and "verdicts" in document:
+    if is_report(document):
         check_report(document, path)
         print_json(document) if as_json else show_report(document)
         return Exit.DONE

@@ -49,6 +49,11 @@ class Variant:
         types = [type_ for _, type_ in self.recipe]
         return max(sorted(set(types)), key=types.count) if types else self.type
 
+    @property
+    def is_4bit_bitsandbytes(self) -> bool:
+        """Whether double quantization and a compute type mean something."""
+        return self.type in ("nf4", "fp4")
+
     def label(self) -> str:
         """Short name for a table: ``GGUF Q4_K_M``, ``AWQ 4bit g128``."""
         group = "" if self.group_size is None else f" g{self.group_size}" if self.group_size > 0 else " per-row"

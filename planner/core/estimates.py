@@ -7,6 +7,10 @@ from typing import ClassVar
 
 from planner.core.hardware import STRICT
 
+Z80 = 1.2816
+"""Half-width of a normal distribution's 80 % interval, in standard deviations."""
+TO_95 = 1.96 / Z80
+"""Times it makes an 80 % interval one of 95 %."""
 MEASURED = "measured"
 """Measured on this machine, for this model and variant."""
 CALIBRATED = "calibrated"

@@ -7,6 +7,7 @@ from functools import cached_property
 from math import log
 from typing import ClassVar
 
+from planner.core.estimates import Z80
 from planner.core.hardware import STRICT, Gpu
 
 # What a rate is of. Its type: a tensor type for weights, a KV cache type for attention, a file type for slices of a
@@ -133,7 +134,7 @@ class Rate:
         """Standard deviation of the logarithm, from the range; 0 for a time that may be 0 or negative."""
         if not 0 < self.low <= self.high:
             return 0.0
-        return log(self.high / self.low) / (2 * 1.2816)
+        return log(self.high / self.low) / (2 * Z80)
 
 
 @dataclass(frozen=True, eq=False)

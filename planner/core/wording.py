@@ -43,6 +43,11 @@ TITLES = {
 """What a measured quantity is called at the head of a row."""
 
 
+def bare_title(quantity: str) -> str:
+    """A quantity's title without its unit; of one that has no title, its name."""
+    return TITLES.get(quantity, quantity).partition(",")[0]
+
+
 def quantity(name: str, value: float | None) -> str:
     """A value of a quantity in its unit."""
     if value is None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import exp, log
 from statistics import median
 
-from planner.core.estimates import CALIBRATED, MEASURED, Prediction
+from planner.core.estimates import CALIBRATED, MEASURED, Z80, Prediction
 from planner.core.measurement import ONE_PASS_RATE, Measurement
 from planner.core.model import ModelSpec, shape_sha256
 from planner.core.plan import Step
@@ -42,7 +42,7 @@ def corrected(model: ModelSpec, step: Step, formula: Prediction, site: Site, qua
     if total <= 0:
         return formula
     factor, trust = exp(weighted / (total + 0.25)), total / (total + 0.25)
-    spread = exp(1.2816 * CALIBRATED_SIGMA)
+    spread = exp(Z80 * CALIBRATED_SIGMA)
     value = formula.value * factor
     low = (formula.low / formula.value) ** (1 - trust) * spread**-trust
     high = (formula.high / formula.value) ** (1 - trust) * spread**trust

@@ -9,7 +9,7 @@ from math import exp, hypot, log
 
 from planner.core.candidate import Variant
 from planner.core.data import data_path
-from planner.core.estimates import FORMULA, MEASURED, PUBLISHED, Prediction, QualityEstimate
+from planner.core.estimates import FORMULA, MEASURED, PUBLISHED, Z80, Prediction, QualityEstimate
 from planner.core.measurement import KL_DIVERGENCE, PERPLEXITY_RATIO, Calibration
 from planner.core.model import ModelSpec, shape_sha256
 from planner.estimate import quality_mixture, quality_model, quality_noise
@@ -21,7 +21,6 @@ NOISE = 0.001
 divergence of 0.00055 from the original (llama.cpp tools/perplexity/README.md, 2024-05)."""
 _CLEAR = 10
 """A published loss of so many times ``NOISE`` tells the KL divergence better than the formula does."""
-_NORMAL_80 = 1.2816
 _OTHER_TEXTS = 0.25
 """Half-width of the 80 % interval of ln(KL divergence / what ln(ratio) tells) beyond the fit's: an assumption, as all
 rows but one of the relation are of one model and one text."""
@@ -157,7 +156,7 @@ def _divergence(loss: _Loss | None, row: Row | None) -> Prediction | None:
 
     value = of(loss.value)
     up, down = log(max(of(loss.high) / value, 1.0)), log(max(value / of(loss.low), 1.0))
-    spread = hypot(_NORMAL_80 * float(relation["sigma"]), _OTHER_TEXTS)
+    spread = hypot(Z80 * float(relation["sigma"]), _OTHER_TEXTS)
     return Prediction(
         value=floor + value,
         low=value * exp(-hypot(down, spread)),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import exp, log
 
 from planner.core.candidate import Placement, Variant
-from planner.core.estimates import CALIBRATED, FORMULA, PUBLISHED, Prediction, SpeedEstimate
+from planner.core.estimates import CALIBRATED, FORMULA, PUBLISHED, Z80, Prediction, SpeedEstimate
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import DECODE, PREFILL, Calibration
 from planner.core.model import ModelSpec
@@ -15,7 +15,6 @@ from planner.estimate.speed_model import device_factor, document, interval, stra
 from planner.estimate.speed_site import Site, Timing, site
 from planner.estimate.speed_work import Work, work
 
-_Z80 = 1.2816
 LEAST_SPREAD = 0.1
 """Least half-width of a fitted interval, as a logarithm: where the held-out rows of a stratum all lie on one side, the
 next device may lie on the other."""
@@ -118,8 +117,8 @@ def _calibrated(load: Work, timing: Timing, quantity: str, factor: float, sigma:
     value = _rate(load, timing, quantity) * factor
     return Prediction(
         value=value,
-        low=value * exp(-_Z80 * sigma),
-        high=value * exp(_Z80 * sigma),
+        low=value * exp(-Z80 * sigma),
+        high=value * exp(Z80 * sigma),
         basis=CALIBRATED,
         source=f"fitted model corrected by {count} measurement{'s' if count > 1 else ''} on this machine",
         terms=(*timing.terms, ("correction measured here", factor, "x")),
@@ -173,10 +172,10 @@ def _fitted(load: Work, timing: Timing, where: Site, quantity: str) -> Predictio
     if factor is None and timing.interval is None:
         labels = unmeasured_labels(timing.fit, timing.case)
     low, high = timing.interval or interval(timing.fit, *(("split",) if timing.split else labels))
-    if where.bandwidth_assumed and (timing.split or not where.gpus):
-        low, high = low - log(ASSUMED_SPREAD), high + log(ASSUMED_SPREAD)
     small = sum(seconds for name, seconds, _ in timing.terms if name in speed_formula.SMALL_WORK) / timing.seconds
     wider = small * log(speed_formula.SMALL_WORK_SPREAD)
+    if where.bandwidth_assumed and (timing.split or not where.gpus):
+        wider += log(ASSUMED_SPREAD)
     low, high = low - wider, high + wider
     value *= factor or 1.0
     source = str(document()["source"]) if timing.interval is None else torch_cpu.source()

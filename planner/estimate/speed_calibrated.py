@@ -14,7 +14,7 @@ from math import exp, sqrt
 
 from planner.core import rates as kinds
 from planner.core.candidate import Placement, Variant
-from planner.core.estimates import CALIBRATED, Prediction
+from planner.core.estimates import CALIBRATED, Z80, Prediction
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import DECODE
 from planner.core.model import ModelSpec, shape_sha256, shape_twin
@@ -41,7 +41,6 @@ NO_FLASH_SIGMA = 0.4
 """Added to attention without flash attention. An assumption: slices are timed with it."""
 LEAST_PROMPT = 32
 """Shorter prompts are read like tokens: llama.cpp copies no weights to a GPU for them, and kernels fill no tile."""
-_Z80 = 1.2816
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +79,8 @@ def predict(
     total = sqrt(sigma**2 + (spent.deviation / spent.seconds) ** 2)
     return Prediction(
         value=value,
-        low=value * exp(-_Z80 * total),
-        high=value * exp(_Z80 * total),
+        low=value * exp(-Z80 * total),
+        high=value * exp(Z80 * total),
         basis=CALIBRATED,
         source=source,
         terms=spent.terms,

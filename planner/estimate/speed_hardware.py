@@ -75,9 +75,9 @@ MATRIX_SHARE = {
 ``gpu_prefill`` starts."""
 OTHER_SHARE = 0.6
 
-_WIDE = ("ga100", "hopper", "gb100", "cdna")
+_LIBRARIES_LEAD = ("ga100", "hopper", "gb100", "cdna")
 """Data-center chips on which the vendors' libraries do better than llama.cpp's kernels."""
-_WIDE_SHARE = 0.65
+_LIBRARY_SHARE = 0.65
 """Share of the nominal FP16 rate that large products reach there. An assumption: no published row shows it."""
 _POWER_EXPONENT = 0.4
 """How the matrix rate grows with :func:`power_ratio`, as ``gpu_prefill`` is fitted."""
@@ -155,8 +155,8 @@ def served_matrix_rate(gpu: Gpu) -> float | None:
     """
     chip, nominal = chip_class(gpu), gpu.fp16_flops_per_second
     compute = compute_rate(gpu, chip)
-    if nominal and (compute is None or chip in _WIDE):
-        return nominal * _WIDE_SHARE
+    if nominal and (compute is None or chip in _LIBRARIES_LEAD):
+        return nominal * _LIBRARY_SHARE
     if compute is None:
         return None
     reached: float = compute * MATRIX_SHARE.get(chip, OTHER_SHARE) * power_ratio(gpu, compute) ** _POWER_EXPONENT

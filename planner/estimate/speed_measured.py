@@ -23,7 +23,6 @@ DISTANCE_SIGMA = 0.04
 """Growth of that error per factor e of model size between the measured and the asked model."""
 FARTHEST_RATIO = 64.0
 """Measurements of models this many times larger or smaller say nothing: a small one runs from the CPU's caches."""
-_Z80 = 1.2816
 _BITS = {"F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.56, "Q5_K": 5.7, "Q4_K": 4.85, "Q4_0": 4.6, "IQ4": 4.4}
 
 

@@ -119,12 +119,12 @@ def _kv_bytes(model: ModelSpec, depth: int, kv_type: str) -> float:
 
 
 @lru_cache(_CACHE)
-def _attention_operations(model: ModelSpec, prompt: int) -> float:
-    """2 operations x (queries x keys + weights x values) x the mean number of tokens seen."""
-    total = 0.0
+def attention_operations(model: ModelSpec, prompt: int, depth: float = 0.0) -> float:
+    """2 operations x (queries x keys + weights x values) x the mean number of tokens seen, ``depth`` of them cached."""
+    total, mean = 0.0, depth + prompt / 2
     for layer in model.attention:
         if layer.kind in ("full", "sliding"):
-            seen = min(prompt / 2, layer.window) if layer.window and layer.kind == "sliding" else prompt / 2
+            seen = min(mean, layer.window) if layer.window and layer.kind == "sliding" else mean
             total += 2 * prompt * seen * layer.head_count * (layer.k_dim + (layer.v_dim or layer.k_dim))
     return total
 
@@ -175,7 +175,7 @@ def work(model: ModelSpec, variant: Variant, placement: Placement) -> Work:
         streamed_bytes=_streamed_bytes(model, variant, float(gpu_bytes + host_bytes), min(prompt, ubatch)),
         host_streamed_bytes=weights.host_streamed_bytes(model, variant, placement, min(prompt, ubatch)),
         crossings=expert_layers + (host_bytes > 0 and 0 < host_layers <= model.n_layer),
-        attention_operations=_attention_operations(model, prompt),
+        attention_operations=attention_operations(model, prompt),
         row_elements=float(model.n_layer * model.n_embd),
         attention_scores=0.0 if placement.flash_attention else _attention_scores(model, prompt),
         moe=model.mixture is not None,

@@ -119,8 +119,8 @@ def wished(variant: Variant, wishes: Quantizing) -> Variant:
         "group_size": wishes.group_size if variant.group_size is not None else None,
         "act_order": wishes.act_order if variant.method == "gptq" else None,
         "symmetric": wishes.symmetric if variant.method in ("gptq", "awq") else None,
-        "double_quantization": wishes.double_quantization if variant.type in ("nf4", "fp4") else None,
-        "compute_dtype": wishes.compute_dtype if variant.type in ("nf4", "fp4") else None,
+        "double_quantization": wishes.double_quantization if variant.is_4bit_bitsandbytes else None,
+        "compute_dtype": wishes.compute_dtype if variant.is_4bit_bitsandbytes else None,
     }
     asked = replace(variant, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]
     if asked == variant and wishes.quantizer is None and wishes.layout is None:

@@ -37,7 +37,7 @@ def _settings_suffix(variant: Variant) -> str:
         ("sym", is_awq and variant.symmetric),
         ("asym", is_gptq and not variant.symmetric),
         ("actorder", variant.act_order),
-        ("plain", variant.type in ("nf4", "fp4") and not variant.double_quantization),
+        ("plain", variant.is_4bit_bitsandbytes and not variant.double_quantization),
         ("gemv", variant.format == "awq-gemv"),
         ("ct", (is_awq or is_gptq) and variant.format == "compressed-tensors"),
         (variant.quantizer or "", variant.quantizer is not None),

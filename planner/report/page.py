@@ -18,7 +18,7 @@ from planner.core.measurement import (
     STEP_SECONDS,
 )
 from planner.core.units import format_bytes, format_count, format_rate
-from planner.core.wording import TITLES, machine_line, placement_line, quantity
+from planner.core.wording import TITLES, bare_title, machine_line, placement_line, quantity
 from planner.report import charts, plots
 from planner.report.bits import Bits
 from planner.report.document import Point, Range, Report, StepDone
@@ -161,17 +161,12 @@ def _lead(report: Report) -> str:
 
 
 def _verdict(report: Report) -> dict[str, str]:
-    outside, open_ = ([_short(v.quantity) for v in report.verdicts if v.ok is ok] for ok in (False, None))
+    outside, open_ = ([bare_title(v.quantity) for v in report.verdicts if v.ok is ok] for ok in (False, None))
     if outside:
         return {"tone": "bad", "mark": "✗", "text": f"outside of what was expected: {', '.join(outside)}"}
     if open_:
         return {"tone": "open", "mark": "○", "text": f"as expected; not judged: {', '.join(open_)}"}
     return {"tone": "good", "mark": "✓", "text": "everything measured is as expected or better"}
-
-
-def _short(name: str) -> str:
-    """A quantity's title without its unit."""
-    return TITLES.get(name, name).partition(",")[0]
 
 
 def _tiles(report: Report) -> list[Tile]:

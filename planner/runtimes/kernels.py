@@ -158,7 +158,7 @@ def fitting(variant: Variant, hardware: HardwareProfile) -> Variant:
     Under the runtime that runs its files there: vLLM's are run by transformers where there is no GPU. bitsandbytes'
     4-bit layers multiply in the type that the hardware is fast in, where nobody asked for another.
     """
-    if variant.method == "bitsandbytes" and variant.type in ("nf4", "fp4") and variant.compute_dtype is None:
+    if variant.is_4bit_bitsandbytes and variant.compute_dtype is None:
         variant = replace(variant, compute_dtype=multiplying_dtype(hardware))
     if hardware.gpus:
         return variant

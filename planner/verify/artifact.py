@@ -11,6 +11,7 @@ from pathlib import Path
 from planner.core.candidate import Placement
 from planner.core.data import data_path
 from planner.core.errors import ExecutionFailed, InputError, MissingDependency, UnsupportedArchitecture
+from planner.core.estimates import Z80
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import (
     DECODE,
@@ -32,8 +33,6 @@ from planner.verify.verdicts import Measured, Verdict, all_ok, error_notes, verd
 
 HELD_OUT = "demo/heldout.txt"
 """The text, below ``data/``, that quality is measured on where none is given."""
-_NORMAL_80 = 1.2816
-"""Half-width of a normal distribution's 80 % interval, in standard errors."""
 _QUALITY_SHARE = 0.5
 """Of the time budget, when quality is measured too."""
 _WORKING_BYTES = GIB
@@ -310,9 +309,9 @@ def quality_quantities(quality: QualityTrial) -> dict[str, Measured]:
     comparison = quality.comparison
     if comparison is None:
         return {}
-    ratio, spread = math.exp(comparison.log_ratio), math.exp(_NORMAL_80 * comparison.log_ratio_standard_error)
+    ratio, spread = math.exp(comparison.log_ratio), math.exp(Z80 * comparison.log_ratio_standard_error)
     kl = max(0.0, comparison.kl_mean_nats)
-    margin = _NORMAL_80 * comparison.kl_standard_error_nats
+    margin = Z80 * comparison.kl_standard_error_nats
     return {
         PERPLEXITY_RATIO: Measured(value=ratio, low=ratio / spread, high=ratio * spread),
         KL_DIVERGENCE: Measured(value=kl, low=max(0.0, kl - margin), high=kl + margin),

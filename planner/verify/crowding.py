@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from planner.core.measurement import DECODE, PREFILL
-from planner.core.wording import TITLES
+from planner.core.wording import bare_title
 from planner.verify.trial import Samples, SpeedTrial
 
 IDLE_SHARE = 0.9
@@ -46,10 +46,9 @@ def busy_notes(speed: SpeedTrial) -> list[str]:
     notes = []
     for quantity, share in core_shares(speed).items():
         if share < IDLE_SHARE:
-            name = TITLES[quantity].partition(",")[0]
             forgotten = "" if share >= REMEMBER_SHARE else " and is not remembered"
             notes.append(
                 f"other programs were busy: {speed.runtime} {verb} {share:.0%} of its {speed.threads} cores while "
-                f"{name} was measured, so it is lower than this machine's{forgotten}"
+                f"{bare_title(quantity)} was measured, so it is lower than this machine's{forgotten}"
             )
     return notes

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, exp, expm1, log, pi, sqrt
 
+from planner.core.estimates import Z80
 from planner.verify.alternating import quantile
 
 FINALISTS = 2
@@ -17,7 +18,6 @@ FINALISTS = 2
 RUN_SIGMA = 0.014
 """Least standard deviation of the logarithm of one sample: two runs of one case on a quiet machine differ by about 2 %
 (see ``estimate/speed_measured.py``), each by that over the root of two."""
-_Z80 = 1.2816
 
 Costs = Mapping[int, float]
 Measure = Callable[[tuple[int, ...], int], Costs]
@@ -116,5 +116,5 @@ class Regret:
 def regret(chosen: Timed, best: Timed) -> Regret:
     """How much longer ``chosen`` takes than ``best``."""
     ratio = log(chosen.seconds / best.seconds)
-    spread = _Z80 * sqrt(chosen.sigma**2 + best.sigma**2)
+    spread = Z80 * sqrt(chosen.sigma**2 + best.sigma**2)
     return Regret(fraction=exp(ratio) - 1, low=expm1(ratio - spread), high=expm1(ratio + spread))

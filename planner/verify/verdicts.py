@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from planner.core.estimates import TO_95
 from planner.core.hardware import STRICT
 from planner.core.measurement import (
     DECODE,
@@ -38,8 +39,6 @@ _BETTER_IS_LESS = {
 """Which side of the interval is good news. File bytes have none: the size is exact, and a smaller file is another."""
 _SAMPLED = frozenset({PERPLEXITY_RATIO, KL_DIVERGENCE})
 """Quantities whose ``low`` and ``high`` are the 80 % interval of a standard error; of the others, the extremes."""
-_TO_95 = 1.96 / 1.2816
-"""A plan's interval is one of 95 %, and so is the error that stands beside it (normal quantiles)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +103,8 @@ def own_error(expectation: Expectation, measured: Measured) -> float | None:
         return None
     above = measured.value > expectation.predicted
     half = measured.value - measured.low if above else measured.high - measured.value
-    return _TO_95 * half if math.isfinite(half) and half > 0 else None
+    # a plan's interval is one of 95 %, and so is the error that stands beside it
+    return TO_95 * half if math.isfinite(half) and half > 0 else None
 
 
 def _bounds(expectation: Expectation, error: float | None) -> tuple[float, float]:

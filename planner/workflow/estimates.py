@@ -58,12 +58,13 @@ def estimate_case(case: Case) -> dict[str, Any]:
 
 
 def computed_case(case: Case) -> tuple[ModelSpec, Variant, Placement, HardwareProfile, Estimate]:
-    """The values behind :func:`estimate_case`, for a front end that prints more of them."""
+    """The values behind :func:`estimate_case`, for a front end that prints more of them; null is as good as absent."""
     from planner.estimate import estimate
 
     unknown = sorted(set(case) - KEYS)
     if unknown:
         raise UsageError(f"unknown key {unknown[0]!r}", hint=f"known keys: {', '.join(sorted(KEYS))}", code="bad-case")
+    case = {key: value for key, value in case.items() if value is not None}
     model = _model(case)
     hardware = _hardware(case)
     variant = _variant(case)
@@ -157,8 +158,7 @@ def _run_by(variant: Variant, runtime: str) -> Variant:
 def _placement(case: Case, model: ModelSpec, hardware: HardwareProfile, variant: Variant) -> Placement:
     count = len(hardware.gpus)
     full = model.offloadable_count
-    given = case.get("gpu_layers")
-    asked = ("all" if count else 0) if given is None else given
+    asked = case.get("gpu_layers", "all" if count else 0)
     layers = full if asked == "all" else min(_whole({"gpu_layers": asked}, "gpu_layers", 0), full)
     kv_type = _text(case, "kv_type", "f16")
     if kv_type not in KV_TYPES:
@@ -216,7 +216,7 @@ def _shares(case: Case, count: int) -> tuple[float, ...]:
 
 
 def _switch(case: Case, key: str, default: bool) -> bool:
-    value = default if case.get(key) is None else case[key]
+    value = case.get(key, default)
     known: dict[object, bool] = {True: True, False: False, "on": True, "off": False, "true": True, "false": False}
     if not isinstance(value, (bool, str)) or value not in known:
         raise UsageError(f"`{key}` must be true or false", numbers=f"got {_short(value)}", code="bad-case")
@@ -229,7 +229,7 @@ def _short(value: object) -> str:
 
 
 def _text(case: Case, key: str, default: str) -> str:
-    value = default if case.get(key) is None else case[key]
+    value = case.get(key, default)
     if not isinstance(value, str) or not value:
         raise UsageError(f"`{key}` must be text", numbers=f"got {_short(value)}", code="bad-case")
     return value
@@ -243,7 +243,7 @@ def _number(case: Case, key: str, default: float) -> float:
 
 
 def _whole(case: Case, key: str, default: int, *, least: int | None = None, most: int = 1 << 40) -> int:
-    value = default if case.get(key) is None else case[key]
+    value = case.get(key, default)
     floor = least if least is not None else -1 if key == "group_size" else 0
     if isinstance(value, bool) or not isinstance(value, int) or not floor <= value <= most:
         wanted = f"`{key}` must be a whole number from {floor} to {most}"

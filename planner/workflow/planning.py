@@ -11,7 +11,7 @@ from planner import FORMAT_VERSION, methods
 from planner.core.candidate import Candidate, Variant
 from planner.core.codec import content_sha256, decode, encode, read_json, write_atomically
 from planner.core.errors import DoesNotFit, InputError, StalePlan, UsageError
-from planner.core.estimates import Prediction
+from planner.core.estimates import TO_95, Prediction
 from planner.core.hardware import HardwareProfile
 from planner.core.measurement import DECODE, FILE_BYTES, KL_DIVERGENCE, PEAK_MEMORY, PERPLEXITY_RATIO, PREFILL
 from planner.core.model import ModelSpec
@@ -33,8 +33,6 @@ from planner.workflow.sealing import sealed_plan
 TOOLS = ("llama-cpp-python", "gguf", "numpy", "sentencepiece")
 FILE_TOLERANCE_FRACTION = 0.005
 """Tensor bytes are exact; this is room for the estimated metadata."""
-STRETCH = 1.96 / 1.2816
-"""An 80 % interval becomes a 95 % one (normal quantiles): a plan must not cry wolf one time in five."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,13 +203,16 @@ def peak_memory(model: ModelSpec, candidate: Candidate, hardware: HardwareProfil
 
 
 def stretched(prediction: Prediction) -> Prediction:
-    """The prediction with its 80 % interval widened to 95 %, each side in proportion to the value."""
+    """The prediction with its 80 % interval widened to 95 %, each side in proportion to the value.
+
+    A plan must not cry wolf one time in five.
+    """
     if prediction.value <= 0 or prediction.low <= 0:
-        low = prediction.value - STRETCH * (prediction.value - prediction.low)
-        high = prediction.value + STRETCH * (prediction.high - prediction.value)
+        low = prediction.value - TO_95 * (prediction.value - prediction.low)
+        high = prediction.value + TO_95 * (prediction.high - prediction.value)
     else:
-        low = prediction.value * (prediction.low / prediction.value) ** STRETCH
-        high = prediction.value * (prediction.high / prediction.value) ** STRETCH
+        low = prediction.value * (prediction.low / prediction.value) ** TO_95
+        high = prediction.value * (prediction.high / prediction.value) ** TO_95
     return dataclasses.replace(prediction, low=low, high=high)
 
 

@@ -118,6 +118,11 @@ def check_page(path: Path) -> None:
         )
 
 
+def is_report(document: object) -> bool:
+    """Whether a JSON document is the report of a run."""
+    return isinstance(document, dict) and "verdicts" in document
+
+
 def run_report(path: Path) -> Path:
     """The report in ``path`` where that is the folder of a run and no checkpoint itself; else ``path``."""
     report = path / REPORT

@@ -17,7 +17,7 @@ from planner.core.plan import Plan
 from planner.core.workload import KV_TYPES, Workload
 from planner.runtimes.service import HOST, PORT, Service, servers
 from planner.workflow.planning import check_hardware, load_plan, plan_of
-from planner.workflow.reporting import run_report
+from planner.workflow.reporting import is_report, run_report
 
 _MOST_DOCUMENTS = 64
 """JSON files beside a report that are looked at for its plan."""
@@ -65,7 +65,7 @@ def _found(target: Path, options: Options, here: HardwareProfile, *, to_run: boo
     target = run_report(target)
     if target.suffix == ".json":
         document = read_json(target)
-        if isinstance(document, dict) and "verdicts" in document:
+        if is_report(document):
             return _of_report(target, document, options, here, to_run=to_run)
         return _of_plan(load_plan(target), options.output or target.absolute().parent, here, to_run=to_run)
     return _of_artifact(target.absolute(), options)

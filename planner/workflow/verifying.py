@@ -91,8 +91,7 @@ def artifact_of(target: Path, output: Path | None) -> tuple[Plan | None, Path]:
     if path.suffix != ".json":
         return None, path
     document = read_json(path)
-    of_report = isinstance(document, dict) and "verdicts" in document
-    plan = plan_of(document.get("plan") if of_report else document, str(path))
+    plan = plan_of(document.get("plan") if reporting.is_report(document) else document, str(path))
     artifact = (output or path.absolute().parent) / plan.artifact
     if not artifact.exists():
         hint = "`qplan apply` makes it; --output DIR says where it lies"
