@@ -119,7 +119,7 @@ def base_variant(model: ModelSpec, base: str) -> Variant:
 
 
 def compute_dtype(machine: HardwareProfile, device: str) -> str:
-    """What the GPU multiplies in; float32 on a CPU, where gradients of 16 bits are worth less than they save."""
+    """What the GPU is to multiply in; float32 on a CPU, as the fine-tunings ran whose memory was counted there."""
     return "float32" if device == "cpu" else kernels.multiplying_dtype(machine)
 
 

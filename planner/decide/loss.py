@@ -11,13 +11,11 @@ RULE = "severe-loss"
 
 def reason(chosen: Candidate) -> str:
     """What to say of a chosen candidate whose predicted loss is severe; empty if it is not."""
-    predicted, least = chosen.estimate.quality.perplexity_ratio, 1 + rules.severe_loss().least_loss_percent / 100
+    terms, predicted = rules.severe_loss(), chosen.estimate.quality.perplexity_ratio
+    least = 1 + terms.least_loss_percent / 100
     if predicted is None or predicted.value < least:
         return ""
-    return (
-        f"severe loss: perplexity × {predicted.value:.2f} of the 16-bit model; from × {least:.2f} on, LLaMA 13B is "
-        "worse than LLaMA 7B at about 4 bits"
-    )
+    return f"severe loss: perplexity × {predicted.value:.2f} of the 16-bit model; from × {least:.2f} on, {terms.text}"
 
 
 def trace(chosen: Candidate) -> tuple[TraceEntry, ...]:

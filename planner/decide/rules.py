@@ -116,8 +116,8 @@ class SevereLoss:
     """Of perplexity, over the 16-bit model."""
     type: str
     """That the smaller model would have."""
-    bits_per_weight: float
-    """That the type takes, on average over a model."""
+    text: str
+    """What the limit is taken from."""
     source: str
     date: str
 

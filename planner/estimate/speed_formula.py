@@ -32,7 +32,8 @@ two, four and six RTX 3090 took 0.77, 0.46 and 0.33 times what the formula gives
 CPU_LAYER_SECONDS = 39e-6
 """Threads meet at a barrier after every node of the graph: what one layer costs beside its weights. From decoding the
 demo model (6 layers, weights in the L2 cache) as Q8_0 and Q4_K_M with 2 threads of a Xeon (llama-cpp-python 0.3.36,
-2026-11-23). It decides models of a few million parameters and is below 2 % of a token from 1B on."""
+2026-11-23). It decides models of a few million parameters; of a token of a 1B model it is 5 % on a laptop, where
+reading the weights takes longest, and a third on a server of 12 memory channels."""
 SMALL_WORK_SPREAD = 2.0
 """What the terms of :data:`SMALL_WORK` may be off by: they are the scheduler's on a shared machine, and few measured
 models are small enough to show them. Of the demo model 2,060 to 2,430 decoded tokens/s and 14,400 of a prompt were
@@ -40,7 +41,8 @@ predicted; three 2-core virtual machines gave 1,120 to 2,410 and 5,300 to 9,200,
 (2026-11-27). Chosen after those misses, on that one model, and checked on no other."""
 WAITING, ROWS = "waiting at barriers", "host rows beside matrix products"
 SMALL_WORK = (WAITING, ROWS)
-"""Terms of a CPU's :class:`Timing` that decide small models and hardly count in large ones."""
+"""Terms of a CPU's :class:`Timing` that decide small models and weigh less in larger ones, most where memory is fast:
+of a 7B model 1 % of a token and 4 % of a prompt on a laptop, 10 % and 6 % on a server of 12 memory channels."""
 
 
 def decode(work: Work, variant: Variant, where: Site) -> Timing | None:

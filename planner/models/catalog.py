@@ -57,10 +57,10 @@ def entries() -> tuple[CatalogEntry, ...]:
     return tuple(_entry(number) for number in range(len(_blocks())))
 
 
-def relatives(family: str) -> tuple[CatalogEntry, ...]:
-    """The rows of one family, in the order of the table; builds only their specs."""
+def relatives(family: str) -> tuple[ModelSpec, ...]:
+    """The models of one family, in the order of the table; builds no other."""
     line = f'\nfamily = "{family}"\n'
-    return tuple(_entry(number) for number, block in enumerate(_blocks()) if line in block)
+    return tuple(_spec(number, None, None) for number, block in enumerate(_blocks()) if line in block)
 
 
 def entry(name: str) -> CatalogEntry | None:

@@ -7,6 +7,7 @@ import dataclasses
 from planner.core.model import ModelSpec
 from planner.core.units import format_bytes
 from planner.decide import Decision, loss, rules
+from planner.methods import gguf
 
 
 def with_way_out(decision: Decision, model: ModelSpec) -> Decision:
@@ -23,16 +24,14 @@ def _way_out(model: ModelSpec, room: int) -> str:
     from planner.models import catalog
 
     terms = rules.severe_loss()
-    sizes = {
-        row.name: int(row.parameter_count * terms.bits_per_weight / 8)
-        for row in catalog.relatives(model.family)
-        if row.name != model.name
-    }
+    variant = gguf.variant(terms.type)
+    others = (other for other in catalog.relatives(model.family) if other.name != model.name)
+    sizes = {other.name: gguf.size(other, variant).file_bytes for other in others}
     fitting = {name: size for name, size in sizes.items() if size <= room}
     if not fitting:
         return f"likely better: a smaller model at about 4 bits ({terms.type}), or more memory"
     name = max(fitting, key=lambda name: fitting[name])
     return (
-        f"likely better: {name} at {terms.type}, a file of about {format_bytes(fitting[name])} against "
+        f"likely better: {name} at {terms.type}, a file of {format_bytes(fitting[name])} against "
         f"{format_bytes(room)} of this one (`qplan recommend {name}`)"
     )
